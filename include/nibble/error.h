@@ -25,8 +25,8 @@ enum class ErrorCode : uint8_t {
 /// The name of a code as programs read it, e.g. "CorruptFile".
 std::string_view NameOf(ErrorCode code);
 
-/// The exit code of the `nibble` command for a code: 1 internal, 2 usage, 3 bad input file, 5 unsupported, 6 out of memory,
-/// 7 device, 130 interrupted.
+/// The exit code of the `nibble` command for a code: 1 internal, 2 usage, 3 bad input file, 5
+/// unsupported, 6 out of memory, 7 device, 130 interrupted.
 int ExitCodeOf(ErrorCode code);
 
 /// An error as a value: what was found and expected, where, and what to do about it.
@@ -85,17 +85,18 @@ class [[nodiscard]] Result<void> {
 
 #define NIBBLE_CAT_(a, b) a##b
 #define NIBBLE_CAT(a, b) NIBBLE_CAT_(a, b)
-#define NIBBLE_TRY_(r, decl, expr)       \
-  auto r = (expr);                       \
-  if (!r) return std::move(r).error();   \
+#define NIBBLE_TRY_(r, decl, expr)     \
+  auto r = (expr);                     \
+  if (!r) return std::move(r).error(); \
   decl = *std::move(r)
 
-/// NIBBLE_TRY(auto x, MakeX()): declares x from a Result, or returns its Error from the enclosing function.
+/// NIBBLE_TRY(auto x, MakeX()): declares x from a Result, or returns its Error from the enclosing
+/// function.
 #define NIBBLE_TRY(decl, expr) NIBBLE_TRY_(NIBBLE_CAT(nibble_try_, __COUNTER__), decl, expr)
 /// The same for a Result<void>.
-#define NIBBLE_CHECK_OK(expr)                                   \
-  do {                                                          \
-    if (auto nibble_status = (expr); !nibble_status) {          \
-      return std::move(nibble_status).error();                  \
-    }                                                           \
+#define NIBBLE_CHECK_OK(expr)                          \
+  do {                                                 \
+    if (auto nibble_status = (expr); !nibble_status) { \
+      return std::move(nibble_status).error();         \
+    }                                                  \
   } while (false)

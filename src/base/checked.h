@@ -7,8 +7,8 @@
 
 namespace nibble {
 
-// Arithmetic on numbers that came out of a file. Nothing else may add or multiply those: an overflow here has been a heap
-// overflow elsewhere (CVE-2025-53630 and its bypass CVE-2026-27940).
+// Arithmetic on numbers that came out of a file. Nothing else may add or multiply those: an
+// overflow here has been a heap overflow elsewhere (CVE-2025-53630 and its bypass CVE-2026-27940).
 
 template <std::unsigned_integral T>
 constexpr std::optional<T> CheckedAdd(T a, T b) {
@@ -24,8 +24,10 @@ constexpr std::optional<T> CheckedMul(T a, T b) {
   return product;
 }
 
-/// The product of all dims times `unit`; nothing when it does not fit 64 bits. A zero dim gives 0 whatever the others are.
-constexpr std::optional<uint64_t> CheckedProduct(std::span<const uint64_t> dims, uint64_t unit = 1) {
+/// The product of all dims times `unit`; nothing when it does not fit 64 bits. A zero dim gives 0
+/// whatever the others are.
+constexpr std::optional<uint64_t> CheckedProduct(std::span<const uint64_t> dims,
+                                                 uint64_t unit = 1) {
   uint64_t product = unit;
   for (uint64_t d : dims) {
     if (d == 0) return 0;

@@ -60,8 +60,8 @@ Result<MappedFile> MappedFile::Open(const std::string& path) {
   NIBBLE_TRY(uint64_t again, RegularSize(file.fd, path));
   if (again != size) {
     return Error{ErrorCode::kCorruptFile,
-                 fmt::format("size changed from {} to {} bytes while it was opened", size, again), path,
-                 "wait until whatever writes it is done"};
+                 fmt::format("size changed from {} to {} bytes while it was opened", size, again),
+                 path, "wait until whatever writes it is done"};
   }
   return out;
 }
@@ -88,7 +88,9 @@ Result<std::string> ReadFile(const std::string& path, uint64_t max_bytes) {
   NIBBLE_TRY(uint64_t size, RegularSize(file.fd, path));
   if (size > max_bytes) {
     return Error{ErrorCode::kCorruptFile,
-                 fmt::format("{} bytes, expected at most {}", size, max_bytes), path, {}};
+                 fmt::format("{} bytes, expected at most {}", size, max_bytes),
+                 path,
+                 {}};
   }
   std::string out(size, '\0');
   size_t done = 0;
@@ -101,7 +103,9 @@ Result<std::string> ReadFile(const std::string& path, uint64_t max_bytes) {
   }
   if (done != out.size()) {
     return Error{ErrorCode::kCorruptFile,
-                 fmt::format("ended after {} of {} bytes while it was read", done, out.size()), path, {}};
+                 fmt::format("ended after {} of {} bytes while it was read", done, out.size()),
+                 path,
+                 {}};
   }
   return out;
 }

@@ -9,11 +9,13 @@
 
 namespace nibble {
 
-/// A file mapped read-only. The size is asked again after mapping: a file that changed in between is refused. A file that is cut
-/// short by another process later still ends ours with SIGBUS, as any mapping does; checkpoints are not to be edited while they run.
+/// A file mapped read-only. The size is asked again after mapping: a file that changed in between
+/// is refused. A file that is cut short by another process later still ends ours with SIGBUS, as
+/// any mapping does; checkpoints are not to be edited while they run.
 class MappedFile {
  public:
-  /// errors kNotFound, kIo (with errno's text), kCorruptFile (size changed while mapping; not a regular file)
+  /// errors kNotFound, kIo (with errno's text), kCorruptFile (size changed while mapping; not a
+  /// regular file)
   static Result<MappedFile> Open(const std::string& path);
 
   MappedFile() = default;
@@ -35,7 +37,8 @@ class MappedFile {
 /// Reads a whole small file. errors kNotFound, kIo, kCorruptFile (larger than max_bytes)
 Result<std::string> ReadFile(const std::string& path, uint64_t max_bytes);
 
-/// Writes a file so that it is there whole or not at all: to a temporary name beside it, then renamed.
+/// Writes a file so that it is there whole or not at all: to a temporary name beside it, then
+/// renamed.
 Result<void> WriteFileAtomically(const std::string& path, std::span<const std::byte> bytes);
 
 bool FileExists(const std::string& path);

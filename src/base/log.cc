@@ -20,7 +20,8 @@ State& TheState() {
 void SetLogSink(LogSink sink, LogLevel level) { TheState() = {std::move(sink), level}; }
 
 bool LogEnabled(LogLevel level) {
-  return TheState().sink != nullptr && static_cast<int>(level) <= static_cast<int>(TheState().level);
+  return TheState().sink != nullptr &&
+         static_cast<int>(level) <= static_cast<int>(TheState().level);
 }
 
 void LogLine(LogLevel level, std::string_view line) {

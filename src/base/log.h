@@ -9,8 +9,9 @@ namespace nibble {
 
 enum class LogLevel : int { kError = 0, kWarning = 1, kInfo = 2, kDebug = 3 };
 
-/// Where log lines go. The library itself never writes to stdout or stderr: the host program gives a sink, and without one nothing
-/// is logged. A line is fields, not prose: "experts layer=3 backend=CPU kernel=…". The sink may be called from any thread.
+/// Where log lines go. The library itself never writes to stdout or stderr: the host program gives
+/// a sink, and without one nothing is logged. A line is fields, not prose: "experts layer=3
+/// backend=CPU kernel=…". The sink may be called from any thread.
 using LogSink = std::function<void(LogLevel, std::string_view line)>;
 
 /// Not safe to call while another thread logs; programs set it once at start.

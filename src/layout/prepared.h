@@ -1,0 +1,53 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "layout/canonical.h"
+#include "layout/cpu_tile.h"
+#include "layout/moe_quant_config.h"
+#include "layout/words.h"
+
+namespace nibble {
+
+// Weights as the kernel that the plan chose wants them. Made by weights/, read by kernels/; plain
+// data that owns no storage.
+
+/// One weight matrix in the form its backend reads.
+using PreparedWeight = std::variant<CanonicalWeight,  // REFERENCE: straight from the file
+                                    PackedMatrix>;    // CPU
+
+/// One linear of a fused group (q, k and v share an input; each keeps its own kernel and its own
+/// scales).
+struct PreparedLinearShard {
+  Backend backend = Backend::kReference;
+  std::string_view kernel;  // the catalogue id, for logs and traces
+  PreparedWeight weight;
+  int64_t n = 0;
+  float global = 1;                  // the weight's global scale; 1 for bf16
+  std::optional<float> input_scale;  // present exactly when the activation is quantized to FP4
+};
+
+/// y[t, :] = the shards' outputs side by side; all read the same x[t, k].
+struct PreparedLinear {
+  std::string_view name;  // module path, for errors and traces
+  int64_t n = 0, k = 0;
+  std::vector<PreparedLinearShard> shards;
+};
+
+/// All routed experts of one layer.
+struct PreparedExperts {
+  std::string_view name;  // "model.layers.3.mlp.experts"
+  int layer = 0;
+  Backend backend = Backend::kReference;
+  std::string_view kernel;
+  Activation activation = Activation::kSilu;
+  int64_t n_experts = 0, hidden = 0, intermediate = 0;
+  std::vector<PreparedWeight> gate, up, down;  // [n_experts] each: [I,H], [I,H], [H,I]
+  MoeQuantConfig quant;
+};
+
+}  // namespace nibble

@@ -1,0 +1,54 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+namespace nibble {
+
+// The words that scheme, plan, weights and kernels share.
+
+/// Which quantizer's dialect a checkpoint speaks; kNone for 16-bit ones.
+enum class SourceFormat : uint8_t { kNone, kModelopt, kCompressedTensors };
+
+/// What a kernel does to its activations before the multiplication.
+enum class ActivationPrecision : uint8_t { kBf16, kFp8, kFp4 };
+
+/// Who computes. Named for what they are; the roles upstream are in docs (REFERENCE = EMULATION,
+/// HOPPER = HUMMING, …).
+enum class Backend : uint8_t { kReference, kCpu, kMarlin, kHopper, kB12x, kCutlass };
+
+/// What a gated (or not) MLP does between its two multiplications.
+enum class Activation : uint8_t {
+  kSilu,                   // silu(g) * u
+  kSwigluOai,              // rows interleaved; clamp, alpha, +beta
+  kSwigluOaiUninterleave,  // the same, halves one after the other
+  kRelu2NoMul,             // relu(x)^2, no gate
+};
+
+std::string_view NameOf(SourceFormat format);            // "none", "modelopt", "compressed_tensors"
+std::string_view NameOf(ActivationPrecision precision);  // "bf16", "fp8", "fp4"
+std::string_view NameOf(Backend backend);                // "REFERENCE", "CPU", "MARLIN", …
+std::string_view NameOf(Activation activation);          // "silu", "swigluoai", …
+
+enum class DeviceKind : uint8_t { kCpu, kCuda };
+
+/// The instruction sets that CPU kernels are written for, weakest first: a machine that has one has
+/// those before it.
+enum class CpuIsa : uint8_t { kScalar, kAvx2, kAvx512, kAvx512Bf16 };
+std::string_view NameOf(
+    CpuIsa isa);  // "scalar", "avx2", "avx512", "avx512bf16": also what NIBBLE_ISA takes
+
+/// A device to plan for: this machine's, or one that is only described.
+struct DeviceInfo {
+  DeviceKind kind = DeviceKind::kCpu;
+  std::string name = "cpu";    // "cpu", "sm_90", "sm_121"
+  std::string model;           // "AMD EPYC …", "NVIDIA H200"; may be empty
+  int compute_capability = 0;  // CUDA: 10 * major + minor, 121 for 12.1
+  CpuIsa isa = CpuIsa::kScalar;
+  int cores = 0;
+  uint64_t memory_bytes = 0;
+  bool present = false;  // in this machine
+};
+
+}  // namespace nibble
