@@ -5,6 +5,8 @@
 #include <cmath>
 #include <limits>
 
+#include "base/quoted.h"
+
 namespace nibble {
 namespace {
 
@@ -43,13 +45,6 @@ std::optional<std::string_view> DuplicateKey(const Json::Object& object) {
   return *twin;
 }
 
-std::string Shortened(std::string_view text) {
-  constexpr size_t kMost = 64;
-  std::string out = WriteJson(Json(text.substr(0, kMost)));
-  if (text.size() > kMost) out += "...";
-  return out;
-}
-
 /// Builds a tree from a reader's tokens. The open containers are a chain of pointers, not of calls:
 /// each is the last child of the one before it, which gets no further child (and so does not move
 /// it) until it is closed.
@@ -82,7 +77,7 @@ class TreeBuilder {
       case Token::kEndObject:
         if (auto twin = DuplicateKey(open_.back()->object())) {
           return Wrong(
-              fmt::format("the object that ends here holds the key {} twice", Shortened(*twin)));
+              fmt::format("the object that ends here holds the key {} twice", Quoted(*twin)));
         }
         open_.pop_back();
         return {};
@@ -92,8 +87,7 @@ class TreeBuilder {
       case Token::kNumber: {
         auto number = ToNumber(reader_.text());
         if (!number) {
-          return Wrong(
-              fmt::format("the number {} does not fit a double", Shortened(reader_.text())));
+          return Wrong(fmt::format("the number {} does not fit a double", Quoted(reader_.text())));
         }
         Place(*std::move(number));
         return {};
@@ -265,7 +259,7 @@ class Writer {
 Error WrongType(std::string_view key, const Json& found, std::string_view expected) {
   const bool scalar = !found.is_array() && !found.is_object();
   const std::string shown =
-      scalar ? " " + (found.is_string() ? Shortened(found.string()) : WriteJson(found)) : "";
+      scalar ? " " + (found.is_string() ? Quoted(found.string()) : WriteJson(found)) : "";
   return Err(ErrorCode::kCorruptFile, "\"{}\" is {}{}, expected {}", key, found.TypeName(), shown,
              expected);
 }
@@ -341,6 +335,16 @@ Result<std::optional<std::string>> Json::GetString(std::string_view key) const {
   if (v == nullptr) return std::optional<std::string>();
   if (!v->is_string()) return WrongType(key, *v, "a string");
   return std::optional<std::string>(v->string());
+}
+
+std::string Quoted(std::string_view text, size_t max_bytes) {
+  size_t keep = std::min(text.size(), max_bytes);
+  auto is_tail = [&](size_t i) { return (static_cast<uint8_t>(text[i]) & 0xC0) == 0x80; };
+  while (keep > 0 && keep < text.size() && is_tail(keep)) --keep;
+  std::string out;
+  AppendString(out, text.substr(0, keep));
+  if (keep < text.size()) out += "...";
+  return out;
 }
 
 std::string WriteJson(const Json& value, const JsonStyle& style) {

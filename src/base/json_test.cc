@@ -6,6 +6,8 @@
 #include <limits>
 #include <string>
 
+#include "base/quoted.h"
+
 namespace nibble {
 namespace {
 
@@ -240,6 +242,14 @@ TEST(Json, TypedMembersNameWhatIsWrong) {
   EXPECT_EQ(what(json->GetDouble("s")), "\"s\" is string \"x\", expected a number");
   EXPECT_EQ(what(json->GetBool("i")), "\"i\" is integer 7, expected true or false");
   EXPECT_EQ(what(json->GetString("a")), "\"a\" is array, expected a string");
+}
+
+TEST(Quoted, EscapesAndCutsAtACharacter) {
+  EXPECT_EQ(Quoted("a\"\n\x1b"), R"("a\"\n\u001b")");
+  EXPECT_EQ(Quoted("abcdef", 6), "\"abcdef\"");
+  EXPECT_EQ(Quoted("abcdefg", 6), "\"abcdef\"...");
+  EXPECT_EQ(Quoted("ab\xE2\x82\xAC", 4), "\"ab\"...");
+  EXPECT_EQ(Quoted("\x80\x80", 1), "\"\"...");
 }
 
 TEST(JsonReader, GivesTokensInOrderAndViewsIntoTheText) {
