@@ -1,0 +1,74 @@
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+namespace nibble {
+
+/// A reference to something callable, valid for the duration of a call: two words, no allocation.
+template <class Signature>
+class FunctionRef;
+
+template <class R, class... Args>
+class FunctionRef<R(Args...)> {
+ public:
+  template <class F>
+  requires(!std::is_same_v<std::remove_cvref_t<F>, FunctionRef>) FunctionRef(F&& f)
+      : object_(const_cast<void*>(static_cast<const void*>(std::addressof(f)))),
+        call_([](void* object, Args... args) -> R {
+          return (*static_cast<std::remove_reference_t<F>*>(object))(args...);
+        }) {}
+  R operator()(Args... args) const { return call_(object_, args...); }
+
+ private:
+  void* object_;
+  R (*call_)(void*, Args...);
+};
+
+/// The physical cores that this process may run on (its affinity mask, one per group of
+/// hyperthreads); at least 1.
+int AvailableCores();
+
+/// A fork-join pool for regions of microseconds. The caller works too, as thread 0; the others spin
+/// for a few microseconds after a region, because on the token path the next one follows at once,
+/// and then sleep. Which thread computes a unit never changes what it computes: a unit writes
+/// results of its own, and whole. threads  one region at a time, from one thread at a time; a
+/// region must not start another.
+class ThreadPool {
+ public:
+  /// `threads` counts the caller. Where the system refuses some, the pool has fewer.
+  explicit ThreadPool(int threads);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int threads() const { return static_cast<int>(workers_.size()) + 1; }
+
+  /// Calls fn(begin, end, thread) once a thread on contiguous, near-equal parts of [0, units), the
+  /// same ones each time; empty parts are not called. Returns when all are done.
+  void Run(int64_t units, FunctionRef<void(int64_t begin, int64_t end, int thread)> fn);
+
+  /// Calls fn(unit, thread) for every unit of [0, units), drawn in ascending order by whichever
+  /// thread is free: for units whose costs differ.
+  void RunEach(int64_t units, FunctionRef<void(int64_t unit, int thread)> fn);
+
+ private:
+  using Job = FunctionRef<void(int thread)>;
+  void Fork(Job job);
+  void WorkerLoop(int thread);
+
+  // The words that threads hand over on, each on a cache line of its own.
+  alignas(64) std::atomic<uint32_t> epoch_{0};  // one region each; odd-one-out values mean nothing
+  alignas(64) std::atomic<uint32_t> pending_{0};  // workers still in the region
+  alignas(64) std::atomic<int64_t> next_unit_{0};
+  alignas(64) const Job* job_ = nullptr;  // written before epoch_, read after it
+  bool stop_ = false;
+  int spins_ = 0;
+  std::vector<std::thread> workers_;
+};
+
+}  // namespace nibble

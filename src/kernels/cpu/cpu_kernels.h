@@ -1,0 +1,68 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "layout/words.h"
+
+namespace nibble::cpu {
+
+// What an ISA file gives: the loops over packed strips (layout/cpu_tile.h), one table of pointers
+// each. All compute
+//   y[t, r] = global * sum_k w[r, k] * x[t, k]     with exact bf16 w and x, accumulated in fp32,
+// and differ only in the order of that sum. One thread each, no allocation, no state.
+
+/// Tokens that share one decode pass over a strip.
+inline constexpr int kDecodeTokens = 4;
+/// Strips that one panel call multiplies at once.
+inline constexpr int kPanelStrips = 3;
+
+/// h = (min(up, limit) clipped below at -limit, + beta) * g * sigmoid(alpha * g) with g = min(gate,
+/// limit). The defaults are silu(gate) * up.
+struct GatedActivation {
+  float limit = __builtin_huge_valf();
+  float alpha = 1, beta = 0;
+};
+
+struct CpuKernels {
+  CpuIsa isa;
+  /// From how many tokens a strip of NVFP4, or of bf16, is multiplied as a panel: measured.
+  int64_t nvfp4_panel_tokens, bf16_panel_tokens;
+
+  /// Bytes of one packed activation: an ISA with bf16 products holds it as bf16, the others as the
+  /// same value in fp32.
+  int64_t activation_bytes;
+
+  /// Rounds x[16 * groups] to bf16, nearest-even.
+  void (*pack_bf16)(const float* x, int64_t groups, std::byte* out);
+  /// Quantizes x[16 * groups] to NVFP4 under gscale, bit for bit as QuantizeNvfp4Block<float> does,
+  /// and holds code * block scale, which is exact. The accumulator must still be multiplied with 1
+  /// / gscale.
+  void (*pack_nvfp4)(const float* x, int64_t groups, float gscale, std::byte* out);
+
+  /// y[t * ldy + r] for the 16 rows of one strip and 1..kDecodeTokens tokens.
+  /// shapes   strip: `tiles` tiles; x[t]: a packed activation of 64 * tiles elements; y: 16 floats
+  /// a token, all written
+  using Decode = void (*)(const std::byte* strip, int64_t tiles, const std::byte* const* x,
+                          int tokens, float global, float* y, int64_t ldy);
+  Decode decode_nvfp4, decode_bf16;
+
+  /// An NVFP4 strip as the bf16 tiles of code * block scale (exact); the global scale is left out.
+  void (*expand_nvfp4)(const std::byte* strip, int64_t tiles, std::byte* panel);
+  /// y[t * ldy + 16 * s + r] for 1..kPanelStrips strips of bf16 tiles and any number of tokens.
+  void (*panel_gemm)(const std::byte* const* panels, int strips, int64_t tiles,
+                     const std::byte* const* x, int64_t tokens, float global, float* y,
+                     int64_t ldy);
+
+  /// h[16] from gate[16] and up[16]; h may be either of them. Errors of exp stay below 4 ulp.
+  void (*gated_activation)(const GatedActivation& how, const float* gate, const float* up,
+                           float* h);
+};
+
+/// The kernels of an ISA. Calling them needs HasIsa(isa); asking for them does not.
+const CpuKernels& KernelsFor(CpuIsa isa);
+
+// One in each isa_*.cc.
+extern const CpuKernels kScalarKernels, kAvx2Kernels, kAvx512Kernels, kAvx512Bf16Kernels;
+
+}  // namespace nibble::cpu

@@ -1,0 +1,38 @@
+#pragma once
+
+#include <cstdint>
+
+#include "layout/words.h"
+
+namespace nibble::kernels::cpu {
+
+// What a forward pass does between its matrix multiplications, in fp32. One body (glue_body.h) is
+// compiled for each instruction set; it computes in 16 fixed lanes without contraction, so every
+// instruction set gives the same bits.
+struct GlueKernels {
+  /// out = x / sqrt(mean(x^2) + eps) * w over one row of n.
+  void (*rms_norm)(const float* x, int64_t n, const float* w, float eps, float* out);
+  /// x += y
+  void (*add)(float* x, const float* y, int64_t n);
+  /// out = silu(gate) * up
+  void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out);
+  /// Rounds n floats to bf16, nearest even.
+  void (*to_bf16)(const float* x, int64_t n, uint16_t* out);
+  /// Rotates (head[i], head[i + frequencies]) by the angle of (cosines[i], sines[i]).
+  void (*rotate_halves)(float* head, const float* cosines, const float* sines, int64_t frequencies);
+  /// The dot product of a float row and a bf16 row.
+  float (*dot_bf16)(const float* x, const uint16_t* w, int64_t n);
+  /// Attention of `group` query heads [group, dim] over n cached bf16 positions of one kv head, at
+  /// row stride `stride`; `scores` is scratch for n floats. out [group, dim].
+  void (*attend)(const float* q, int64_t group, const uint16_t* keys, const uint16_t* values,
+                 int64_t n, int64_t stride, int64_t dim, float* scores, float* out);
+  /// x = exp(x - max(x)); returns the sum.
+  float (*exp_and_sum)(float* x, int64_t n);
+};
+
+/// The table compiled for the widest vectors that `isa` allows.
+const GlueKernels& GlueFor(CpuIsa isa);
+
+extern const GlueKernels kGlueBaseline, kGlueAvx2, kGlueAvx512;
+
+}  // namespace nibble::kernels::cpu

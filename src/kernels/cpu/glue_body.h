@@ -1,0 +1,175 @@
+// The body of GlueKernels, included once by each glue_<isa>.cc inside its target region and its
+// unnamed namespace. GCC's vector extension spreads the 16 lanes over whatever registers that
+// target has.
+
+typedef float F16 __attribute__((vector_size(64)));
+typedef uint32_t U16 __attribute__((vector_size(64)));
+typedef int32_t I16 __attribute__((vector_size(64)));
+typedef uint16_t H16 __attribute__((vector_size(32)));
+
+constexpr int64_t kLanes = 16;
+
+inline F16 Load(const float* p) {
+  F16 v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+inline void Store(float* p, F16 v) { __builtin_memcpy(p, &v, sizeof v); }
+inline F16 LoadBf16s(const uint16_t* p) {
+  H16 h;
+  __builtin_memcpy(&h, p, sizeof h);
+  return (F16)(__builtin_convertvector(h, U16) << 16);
+}
+inline float FloatOf(uint16_t bits) {
+  return __builtin_bit_cast(float, static_cast<uint32_t>(bits) << 16);
+}
+
+/// Lanes are summed as a fixed tree.
+inline float Sum(F16 v) {
+  float s[kLanes];
+  __builtin_memcpy(s, &v, sizeof v);
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) s[i] += s[i + width];
+  }
+  return s[0];
+}
+
+/// exp(x) for x <= 0 to 2 ulp: 2^n by the exponent bits, 2^f by a polynomial on [-0.5, 0.5] (Taylor
+/// coefficients of 2^f; the seventh term is below 2^-24 there). Below -87 it is 0.
+inline F16 Exp(F16 x) {
+  const F16 magic = F16{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  const F16 scaled = x * 1.44269504f;
+  const F16 n = (scaled + magic) - magic;
+  const F16 f = (x - n * 0.693359375f) - n * -2.12194440e-4f;  // ln 2 in two pieces
+  F16 p = F16{} + 1.0f / 5040;
+  p = p * f + 1.0f / 720;
+  p = p * f + 1.0f / 120;
+  p = p * f + 1.0f / 24;
+  p = p * f + 1.0f / 6;
+  p = p * f + 0.5f;
+  p = p * f + 1.0f;
+  p = p * f + 1.0f;
+  const I16 bits = (__builtin_convertvector(n, I16) + 127) << 23;
+  const I16 keep = x > -87.0f;
+  return (F16)((I16)(p * (F16)bits) & keep);
+}
+inline float ExpOne(float x) {
+  const F16 v = Exp(F16{} + x);
+  return v[0];
+}
+
+void RmsNorm(const float* x, int64_t n, const float* w, float eps, float* out) {
+  F16 sum = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) sum += Load(x + i) * Load(x + i);
+  float total = Sum(sum);
+  for (; i < n; ++i) total += x[i] * x[i];
+  const float inverse = 1.0f / __builtin_sqrtf(total / static_cast<float>(n) + eps);
+  for (i = 0; i + kLanes <= n; i += kLanes) Store(out + i, Load(x + i) * inverse * Load(w + i));
+  for (; i < n; ++i) out[i] = x[i] * inverse * w[i];
+}
+
+void Add(float* x, const float* y, int64_t n) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) Store(x + i, Load(x + i) + Load(y + i));
+  for (; i < n; ++i) x[i] += y[i];
+}
+
+/// sigmoid by exp of a non-positive number alone, so that nothing overflows.
+inline F16 Silu(F16 g) {
+  const I16 positive = g > 0.0f;
+  const F16 e = Exp(positive ? -g : g);
+  const F16 sigmoid = (positive ? F16{} + 1.0f : e) / (1.0f + e);
+  return g * sigmoid;
+}
+
+void SiluMul(const float* gate, const float* up, int64_t n, float* out) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) Store(out + i, Silu(Load(gate + i)) * Load(up + i));
+  for (; i < n; ++i) {
+    const F16 v = Silu(F16{} + gate[i]);
+    out[i] = v[0] * up[i];
+  }
+}
+
+inline uint16_t Bf16Bits(float x) {
+  const uint32_t u = __builtin_bit_cast(uint32_t, x);
+  if ((u & 0x7FFFFFFFu) > 0x7F800000u) return static_cast<uint16_t>((u >> 16) | 0x40u);
+  return static_cast<uint16_t>((u + 0x7FFFu + ((u >> 16) & 1u)) >> 16);
+}
+void ToBf16s(const float* x, int64_t n, uint16_t* out) {
+  for (int64_t i = 0; i < n; ++i) out[i] = Bf16Bits(x[i]);
+}
+
+void RotateHalves(float* head, const float* cosines, const float* sines, int64_t frequencies) {
+  int64_t i = 0;
+  for (; i + kLanes <= frequencies; i += kLanes) {
+    const F16 a = Load(head + i), b = Load(head + frequencies + i), c = Load(cosines + i),
+              s = Load(sines + i);
+    Store(head + i, a * c - b * s);
+    Store(head + frequencies + i, b * c + a * s);
+  }
+  for (; i < frequencies; ++i) {
+    const float a = head[i], b = head[frequencies + i];
+    head[i] = a * cosines[i] - b * sines[i];
+    head[frequencies + i] = b * cosines[i] + a * sines[i];
+  }
+}
+
+float DotBf16(const float* x, const uint16_t* w, int64_t n) {
+  F16 sum = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) sum += Load(x + i) * LoadBf16s(w + i);
+  float total = Sum(sum);
+  for (; i < n; ++i) total += x[i] * FloatOf(w[i]);
+  return total;
+}
+
+float ExpAndSum(float* x, int64_t n) {
+  float largest = x[0];
+  for (int64_t i = 1; i < n; ++i) largest = x[i] > largest ? x[i] : largest;
+  F16 sum = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const F16 e = Exp(Load(x + i) - largest);
+    Store(x + i, e);
+    sum += e;
+  }
+  float total = Sum(sum);
+  for (; i < n; ++i) total += x[i] = ExpOne(x[i] - largest);
+  return total;
+}
+
+/// out[0..dim) = sum_j p[j] * values[j], in blocks of up to 64 columns that stay in registers over
+/// all j.
+inline void WeightedSum(const float* p, const uint16_t* values, int64_t n, int64_t stride,
+                        int64_t dim, float scale, float* out) {
+  int64_t d = 0;
+  for (; d + 4 * kLanes <= dim; d += 4 * kLanes) {
+    F16 acc[4] = {};
+    for (int64_t j = 0; j < n; ++j) {
+      const uint16_t* row = values + j * stride + d;
+      for (int b = 0; b < 4; ++b) acc[b] += p[j] * LoadBf16s(row + b * kLanes);
+    }
+    for (int b = 0; b < 4; ++b) Store(out + d + b * kLanes, acc[b] * scale);
+  }
+  for (; d < dim; ++d) {
+    float sum = 0;
+    for (int64_t j = 0; j < n; ++j) sum += p[j] * FloatOf(values[j * stride + d]);
+    out[d] = sum * scale;
+  }
+}
+
+void Attend(const float* q, int64_t group, const uint16_t* keys, const uint16_t* values, int64_t n,
+            int64_t stride, int64_t dim, float* scores, float* out) {
+  const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(dim));
+  for (int64_t h = 0; h < group; ++h) {
+    for (int64_t j = 0; j < n; ++j)
+      scores[j] = DotBf16(q + h * dim, keys + j * stride, dim) * scale;
+    const float total = ExpAndSum(scores, n);
+    WeightedSum(scores, values, n, stride, dim, 1.0f / total, out + h * dim);
+  }
+}
+
+constexpr GlueKernels kTable = {RmsNorm,      Add,     SiluMul, ToBf16s,
+                                RotateHalves, DotBf16, Attend,  ExpAndSum};
