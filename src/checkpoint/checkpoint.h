@@ -1,0 +1,74 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "base/json.h"
+#include "checkpoint/safetensors.h"
+
+namespace nibble::checkpoint {
+
+struct CheckpointOptions {
+  bool config_only = false;  // read the JSON files, open no shard: what a plan needs
+  bool lenient = false;  // what breaks a rule but cannot change a weight is a warning, not an error
+};
+
+/// A Hugging Face model directory: its tensors by name and its JSON files, as they are. Knows
+/// nothing of quantization. threads  safe to read from many; the pointers and views it gives live
+/// as long as it, wherever it moves
+class Checkpoint {
+ public:
+  /// Opens `model.safetensors`, or `model.safetensors.index.json` and every shard that it names;
+  /// `config.json`; `generation_config.json` and `hf_quant_config.json` where they are. Tensors and
+  /// index must agree to the name. errors kNotFound (directory, config.json, a shard), kIo,
+  /// kCorruptFile (naming file and tensor)
+  static Result<Checkpoint> Open(const std::string& dir, CheckpointOptions options = {});
+
+  /// Sorted by name, each name once. Empty when config_only.
+  std::span<const TensorInfo> tensors() const { return tensors_; }
+  /// The tensor of that name; null when there is none.
+  const TensorInfo* Find(std::string_view name) const;
+  /// The file name of the shard that holds a tensor of tensors(), for error texts.
+  const std::string& FileOf(const TensorInfo& tensor) const;
+  /// The bytes of all tensors.
+  uint64_t total_bytes() const { return total_bytes_; }
+
+  const Json& config() const { return config_; }
+  /// The language model's part of the config: `text_config` where a wrapper has one, else the
+  /// config itself.
+  const Json& text_config() const;
+  const Json* hf_quant_config() const { return hf_quant_config_ ? &*hf_quant_config_ : nullptr; }
+  const Json* generation_config() const {
+    return generation_config_ ? &*generation_config_ : nullptr;
+  }
+
+  bool config_only() const { return config_only_; }
+  const std::string& dir() const { return dir_; }
+
+ private:
+  struct Shard {
+    std::string name;
+    MappedFile file;
+  };
+
+  Result<void> OpenConfigs();
+  Result<void> OpenTensors(bool lenient);
+
+  std::string dir_;
+  bool config_only_ = false;
+  Json config_;
+  std::optional<Json> hf_quant_config_;
+  std::optional<Json> generation_config_;
+  std::vector<Shard> shards_;
+  std::vector<TensorInfo> tensors_;
+  std::vector<uint32_t> shard_of_;  // of each tensor
+  uint64_t total_bytes_ = 0;
+};
+
+}  // namespace nibble::checkpoint

@@ -1,0 +1,68 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "base/json.h"
+
+namespace nibble::checkpoint {
+
+/// The model families that Nibble knows how to run.
+enum class ModelFamily : uint8_t { kQwen3Moe };
+
+/// What generation_config.json says of sampling; a request overrides each. Nothing where the file
+/// says nothing.
+struct SamplingDefaults {
+  std::optional<bool> do_sample;
+  std::optional<double> temperature;
+  std::optional<int64_t> top_k;  // 0: off
+  std::optional<double> top_p;
+  std::optional<double> min_p;
+  std::optional<double> repetition_penalty;
+  std::optional<double> presence_penalty;
+  std::optional<double> frequency_penalty;
+  std::optional<int64_t> max_new_tokens;
+
+  bool operator==(const SamplingDefaults&) const = default;
+};
+
+/// The hyperparameters of a model, validated: every integer is in a range in which no later product
+/// of a few of them overflows 63 bits, and those that must fit each other do.
+struct ModelConfig {
+  ModelFamily family = ModelFamily::kQwen3Moe;
+  std::string architecture;  // "Qwen3MoeForCausalLM"; empty when the config names none
+  std::string model_type;    // "qwen3_moe"
+
+  int n_layers = 0;
+  int hidden = 0;        // H, the residual width
+  int n_heads = 0;       // query heads
+  int n_kv_heads = 0;    // divides n_heads
+  int head_dim = 0;      // even
+  int vocab = 0;         // V, as the embedding has rows; the tokenizer may use fewer
+  int intermediate = 0;  // I of the dense layers; 0 when there are none and the config says nothing
+  int moe_intermediate = 0;  // I of one expert; 0 when no layer is MoE
+  int n_experts = 0;         // E; 0 when no layer is MoE
+  int top_k = 0;             // experts a token; 0 when no layer is MoE
+  bool norm_topk_prob = false;
+  float rms_eps = 0;
+  double rope_theta = 0;
+  int64_t max_positions = 0;
+  bool tie_embeddings = false;     // the lm_head is the embedding
+  bool attention_bias = false;     // q, k, v and o have one
+  std::vector<bool> layer_is_moe;  // [n_layers]
+
+  std::vector<int32_t> eos_ids;  // any of them ends a generation; may be empty
+  std::optional<int32_t> bos_id;
+  SamplingDefaults sampling;
+};
+
+/// Reads config.json (or its text_config) and, where there is one, generation_config.json.
+/// errors   kUnsupported: a model or an option of it that nothing here computes, by name and with
+/// those known;
+///          kCorruptFile: missing, of another type, out of range, or in contradiction
+Result<ModelConfig> ParseModelConfig(const Json& config, const Json* generation_config);
+
+}  // namespace nibble::checkpoint
