@@ -1,0 +1,21 @@
+#pragma once
+
+#include <cstddef>
+#include <span>
+
+#include "layout/canonical.h"
+#include "layout/hopper_tile.h"
+
+namespace nibble {
+
+// Canonical weights to Hopper tiles on the CPU: the meaning of the format, and what the GPU's own
+// packing (kernels/cuda/sm90_pack.h) is tested against. Pure functions of their arguments.
+
+/// Gate and up of one expert, each [I, H], into `out` of HopperW13Layout(H, I).bytes() bytes. The
+/// global scales stay outside. Shapes that differ between gate and up are our own bug.
+void PackHopperW13(const CanonicalNvfp4& gate, const CanonicalNvfp4& up, std::span<std::byte> out);
+
+/// Down of one expert, [H, I], into `out` of HopperW2Layout(H, I).bytes() bytes.
+void PackHopperW2(const CanonicalNvfp4& down, std::span<std::byte> out);
+
+}  // namespace nibble

@@ -1,0 +1,124 @@
+#pragma once
+
+#include <cstdint>
+
+namespace nibble {
+
+// How the Hopper kernels (sm_90a) want the NVFP4 weights of a layer's experts. One form serves
+// decode (mma.sync m16n8k16) and prefill (wgmma m64nNk16): the register fragments of a weight
+// operand are the same in both, so a tile is stored as the registers of one warp.
+//
+// Tile: 16 rows x 64 k, 576 bytes, exactly 4.5 bits a weight. Lane l of the warp, g = l / 4 and
+// t = l % 4, holds rows g and g + 8 at k = 16t .. 16t+15, which is one scale group of either row.
+//
+//   byte  16l + 4j + 2q, 0 <= j < 4, 0 <= q < 2: a little-endian 16-bit word with four codes,
+//         with k = 16t + 4j + q:   c0 = row g, k        c1 = row g+8, k
+//                                  c2 = row g, k + 2    c3 = row g+8, k + 2
+//         bits 15 sign c0 | 14 bit 0 of c3 | 13 sign c3 | 12 sign c1 | 11..10 bits 2..1 of c3 |
+//              9 sign c2 | 8..6 magnitude c0 | 5..3 magnitude c1 | 2..0 magnitude c2
+//         Masked with 0x81C0 after a left shift by 0, 3 or 6 this is c0, c1 or c2 as a bf16 of
+//         value * 2^-126 (a subnormal encoding is exact, too); c3 takes one multiplication.
+//         So the k's of a tile's four mma steps are permuted: step j multiplies, in the k slots
+//         2t, 2t+1, 2t+8, 2t+9 of a fragment, the k's 16t + 4j + 0 .. 3. The activations are
+//         brought into the same order.
+//   byte  512 + 2l: the scales of rows g and g + 8, each (exponent + 17) << 3 | mantissa, exponent
+//         -9 .. 8. (byte << 4) + 0x7200 is the bf16 of scale * 2^118: every e4m3 value, subnormal
+//         ones as well, is a normal number here. The product of both is exactly
+//         code * scale * 2^-8, and the kernels multiply 2^8 back on the accumulator. A scale of
+//         zero is stored as zero codes.
+//
+// Matrix: [rows / (16 S)][k / 64][S] tiles, S = tiles_per_block: the unit that the decode kernel
+// streams is a run of k blocks of one row block; the prefill kernel fetches 256 rows of one k block
+// with a tensor map. Rows and k are padded with zero codes.
+//
+// Row order. The rows are permuted so that the prefill kernel's epilogue, which transposes 8x8
+// pieces in registers, stores long runs.
+//   w13: gate and up of one feature are rows g and g + 8 of a tile, so the activation function
+//   needs
+//        no exchange. 8 tiles hold 64 features.
+//   w2:  2 tiles hold 32 rows.
+
+inline constexpr int kHopperTileRows = 16;
+inline constexpr int kHopperTileK = 64;
+inline constexpr int kHopperTileBytes = 576;
+inline constexpr int kHopperTileCodeBytes = 512;
+/// What the kernels multiply back onto the accumulator: a packed weight is 2^-8 of its value.
+inline constexpr float kHopperWeightScale = 256.0f;
+
+/// Where the tiles of one expert's matrix lie.
+struct HopperLayout {
+  int64_t tiles = 0;        // of 16 rows
+  int64_t k_blocks = 0;     // of 64 k
+  int tiles_per_block = 1;  // S
+
+  constexpr int64_t bytes() const { return tiles * k_blocks * kHopperTileBytes; }
+  constexpr int64_t OffsetOf(int64_t tile, int64_t k_block) const {
+    const int64_t s = tiles_per_block;
+    return ((tile / s * k_blocks + k_block) * s + tile % s) * kHopperTileBytes;
+  }
+};
+
+/// Gate and up of one expert: [2 I, H], features padded to 64 and k to 64.
+constexpr HopperLayout HopperW13Layout(int64_t hidden, int64_t intermediate) {
+  return {(intermediate + 63) / 64 * 8, (hidden + 63) / 64, 2};
+}
+
+/// Down of one expert: [H, I], rows padded to 32 and k to 64. A decode CTA owns one row block, so
+/// the block is as large as brings the number of blocks to about that of multiprocessors.
+constexpr HopperLayout HopperW2Layout(int64_t hidden, int64_t intermediate) {
+  return {(hidden + 31) / 32 * 2, (intermediate + 63) / 64, hidden <= 2048 ? 1 : 2};
+}
+
+/// The feature whose gate is row g, and whose up is row g + 8, of a w13 tile.
+constexpr int64_t HopperFeature(int64_t tile, int g) {
+  const int w = static_cast<int>(tile % 8) / 2, m = static_cast<int>(tile % 2), a = g / 2;
+  return tile / 8 * 64 + 32 * (a % 2) + 16 * m + 4 * w + 2 * (a / 2) + g % 2;
+}
+
+/// The output row that row g + 8 * half of a w2 tile computes.
+constexpr int64_t HopperOutputRow(int64_t tile, int half, int g) {
+  return tile / 2 * 32 + g / 2 * 8 + tile % 2 * 4 + half * 2 + g % 2;
+}
+
+/// The scale byte of a tile for an e4m3 block scale (not NaN, sign clear). Zero gives the smallest
+/// one; its codes are stored as zeros.
+constexpr uint8_t HopperScale(uint8_t e4m3) {
+  const unsigned exponent = e4m3 >> 3 & 15, mantissa = e4m3 & 7;
+  if (exponent != 0) return static_cast<uint8_t>((exponent + 10) << 3 | mantissa);
+  if (mantissa >= 4) return static_cast<uint8_t>(10 << 3 | (mantissa - 4) << 1);
+  if (mantissa >= 2) return static_cast<uint8_t>(9 << 3 | (mantissa - 2) << 2);
+  return 8 << 3;
+}
+
+/// Four codes as one 16-bit word of a tile.
+constexpr uint16_t HopperWord(unsigned c0, unsigned c1, unsigned c2, unsigned c3) {
+  return static_cast<uint16_t>((c0 >> 3) << 15 | (c0 & 7) << 6 | (c1 >> 3) << 12 | (c1 & 7) << 3 |
+                               (c2 >> 3) << 9 | (c2 & 7) | (c3 >> 3) << 13 | (c3 >> 1 & 3) << 10 |
+                               (c3 & 1) << 14);
+}
+
+/// One lane's share of a tile.
+struct HopperLane {
+  uint32_t words[4];
+  uint16_t scales;
+};
+
+/// `low` and `high` are 16 codes of rows g and g + 8, low nibble first; the scales are e4m3.
+constexpr HopperLane PackHopperLane(uint64_t low, uint64_t high, uint8_t low_scale,
+                                    uint8_t high_scale) {
+  if ((low_scale & 0x7F) == 0) low = 0;
+  if ((high_scale & 0x7F) == 0) high = 0;
+  HopperLane lane{};
+  for (int j = 0; j < 4; ++j) {
+    for (int q = 0; q < 2; ++q) {
+      const int k = 4 * (4 * j + q);  // in bits
+      const uint32_t word =
+          HopperWord(low >> k & 15, high >> k & 15, low >> (k + 8) & 15, high >> (k + 8) & 15);
+      lane.words[j] |= word << (16 * q);
+    }
+  }
+  lane.scales = static_cast<uint16_t>(HopperScale(low_scale) | HopperScale(high_scale) << 8);
+  return lane;
+}
+
+}  // namespace nibble
