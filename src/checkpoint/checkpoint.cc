@@ -1,6 +1,7 @@
 #include "checkpoint/checkpoint.h"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "base/log.h"
@@ -36,53 +37,39 @@ Result<std::optional<Json>> ReadObjectIfThere(const std::string& path, uint64_t 
   return std::move(json).error();
 }
 
-/// All tensors of all shards while they are put in order.
-struct Located {
-  TensorInfo tensor;
-  uint32_t shard;
-};
-
-/// Both lists are sorted by name, the tensors with twins still in; walks them side by side.
-Result<void> CheckAgainstIndex(const std::vector<Located>& tensors, const ShardIndex& index,
+/// Both lists are sorted by name, each name once; walks them side by side.
+Result<void> CheckAgainstIndex(const std::vector<TensorInfo>& tensors, const ShardIndex& index,
                                const std::string& dir) {
+  auto mismatch = [&](uint32_t shard, std::string_view name, std::string_view what) {
+    return Corrupt(dir + "/" + index.shards[shard],
+                   fmt::format("tensor {}: {}", Quoted(name), what),
+                   "shards and index are of different models or versions; download both again");
+  };
   size_t i = 0;
   for (const auto& [name, shard] : index.weight_map) {
-    const std::string& promised = index.shards[shard];
-    if (i < tensors.size() && tensors[i].tensor.name < name) {
-      return Corrupt(
-          dir + "/" + index.shards[tensors[i].shard],
-          fmt::format("tensor {}: the index does not name it", Quoted(tensors[i].tensor.name)),
-          "shards and index are of different models or versions; download both again");
-    }
-    if (i == tensors.size() || tensors[i].tensor.name != name) {
-      return Corrupt(dir + "/" + promised,
-                     fmt::format("tensor {}: the index names it in this shard, but it is in none",
-                                 Quoted(name)),
-                     "shards and index are of different models or versions; download both again");
-    }
+    if (i < tensors.size() && tensors[i].name < name) break;
+    if (i == tensors.size() || tensors[i].name != name)
+      return mismatch(shard, name, "not in this shard, where the index names it");
     if (tensors[i].shard != shard) {
-      return Corrupt(
-          dir + "/" + index.shards[tensors[i].shard],
-          fmt::format("tensor {}: the index names it in {}", Quoted(name), Quoted(promised)));
+      return mismatch(tensors[i].shard, name,
+                      fmt::format("the index names it in {}", Quoted(index.shards[shard])));
     }
     ++i;
   }
-  if (i == tensors.size()) return {};
-  return Corrupt(
-      dir + "/" + index.shards[tensors[i].shard],
-      fmt::format("tensor {}: the index does not name it", Quoted(tensors[i].tensor.name)),
-      "shards and index are of different models or versions; download both again");
+  if (i < tensors.size())
+    return mismatch(tensors[i].shard, tensors[i].name, "the index does not name it");
+  return {};
 }
 
-Result<void> CheckNamesOnce(const std::vector<Located>& tensors,
+Result<void> CheckNamesOnce(const std::vector<TensorInfo>& tensors,
                             const std::vector<std::string>& shards, const std::string& dir) {
-  const auto twin = std::adjacent_find(
-      tensors.begin(), tensors.end(),
-      [](const Located& a, const Located& b) { return a.tensor.name == b.tensor.name; });
+  const auto twin =
+      std::adjacent_find(tensors.begin(), tensors.end(),
+                         [](const TensorInfo& a, const TensorInfo& b) { return a.name == b.name; });
   if (twin == tensors.end()) return {};
   return Corrupt(
       dir + "/" + shards[std::next(twin)->shard],
-      fmt::format("tensor {}: also in {}", Quoted(twin->tensor.name), Quoted(shards[twin->shard])));
+      fmt::format("tensor {}: also in {}", Quoted(twin->name), Quoted(shards[twin->shard])));
 }
 
 /// Two ways to count are in use: the tensors' bytes (transformers, modelopt) and the shard files'
@@ -164,35 +151,30 @@ Result<void> Checkpoint::OpenConfigs() {
 
 Result<void> Checkpoint::OpenTensors(bool lenient) {
   NIBBLE_TRY(std::optional<ShardIndex> index, ReadIndex(dir_));
-  std::vector<Located> located;
   uint64_t file_bytes = 0;
   for (const std::string& name :
        index ? index->shards : std::vector<std::string>{std::string(kSingleFile)}) {
     NIBBLE_TRY(MappedFile file, OpenShard(dir_ + "/" + name, index.has_value()));
     auto tensors = SafetensorsFile::ParseHeader(file.bytes(), {.lenient = lenient});
     if (!tensors) return std::move(tensors).error().At(file.path());
-    const auto number = static_cast<uint32_t>(shards_.size());
     for (TensorInfo& tensor : *tensors) {
+      tensor.shard = static_cast<uint32_t>(shards_.size());
       total_bytes_ += tensor.data.size();
-      located.push_back({std::move(tensor), number});
+    }
+    if (tensors_.empty()) {
+      tensors_ = *std::move(tensors);
+    } else {
+      std::move(tensors->begin(), tensors->end(), std::back_inserter(tensors_));
     }
     file_bytes += file.bytes().size();
     shards_.push_back({name, std::move(file)});
   }
-  std::sort(located.begin(), located.end(),
-            [](const Located& a, const Located& b) { return a.tensor.name < b.tensor.name; });
-  if (index) {
-    NIBBLE_CHECK_OK(CheckNamesOnce(located, index->shards, dir_));
-    NIBBLE_CHECK_OK(CheckAgainstIndex(located, *index, dir_));
-    NIBBLE_CHECK_OK(CheckTotalSize(*index, total_bytes_, file_bytes, dir_, lenient));
-  }
-  tensors_.reserve(located.size());
-  shard_of_.reserve(located.size());
-  for (Located& one : located) {
-    tensors_.push_back(std::move(one.tensor));
-    shard_of_.push_back(one.shard);
-  }
-  return {};
+  std::sort(tensors_.begin(), tensors_.end(),
+            [](const TensorInfo& a, const TensorInfo& b) { return a.name < b.name; });
+  if (!index) return {};
+  NIBBLE_CHECK_OK(CheckNamesOnce(tensors_, index->shards, dir_));
+  NIBBLE_CHECK_OK(CheckAgainstIndex(tensors_, *index, dir_));
+  return CheckTotalSize(*index, total_bytes_, file_bytes, dir_, lenient);
 }
 
 const Json& Checkpoint::text_config() const {
@@ -208,9 +190,8 @@ const TensorInfo* Checkpoint::Find(std::string_view name) const {
 }
 
 const std::string& Checkpoint::FileOf(const TensorInfo& tensor) const {
-  const auto i = static_cast<size_t>(&tensor - tensors_.data());
-  NIBBLE_CHECK(i < tensors_.size(), "FileOf() asked for a tensor of another checkpoint");
-  return shards_[shard_of_[i]].name;
+  NIBBLE_CHECK(tensor.shard < shards_.size(), "FileOf() asked for a tensor of another checkpoint");
+  return shards_[tensor.shard].name;
 }
 
 }  // namespace nibble::checkpoint

@@ -34,7 +34,7 @@ class Checkpoint {
   std::span<const TensorInfo> tensors() const { return tensors_; }
   /// The tensor of that name; null when there is none.
   const TensorInfo* Find(std::string_view name) const;
-  /// The file name of the shard that holds a tensor of tensors(), for error texts.
+  /// The file name of the shard that holds a tensor of this checkpoint, for error texts.
   const std::string& FileOf(const TensorInfo& tensor) const;
   /// The bytes of all tensors.
   uint64_t total_bytes() const { return total_bytes_; }
@@ -67,7 +67,6 @@ class Checkpoint {
   std::optional<Json> generation_config_;
   std::vector<Shard> shards_;
   std::vector<TensorInfo> tensors_;
-  std::vector<uint32_t> shard_of_;  // of each tensor
   uint64_t total_bytes_ = 0;
 };
 

@@ -109,6 +109,10 @@ class HeaderParser {
     return Error{ErrorCode::kCorruptFile, std::move(what),
                  fmt::format("header byte {}", json_.offset()), std::string(hint)};
   }
+  static Error WrongData(uint64_t data_byte, std::string what) {
+    return Error{
+        ErrorCode::kCorruptFile, std::move(what), fmt::format("data byte {}", data_byte), {}};
+  }
   Error WrongTensor(std::string_view name, std::string_view what,
                     std::string_view hint = {}) const {
     return Wrong(fmt::format("tensor {}: {}", Quoted(name), what), hint);
@@ -272,22 +276,17 @@ class HeaderParser {
     for (const TensorInfo& tensor : tensors_) {
       const auto begin = static_cast<uint64_t>(tensor.data.data() - data_.data());
       if (begin != covered) {
-        return Error{ErrorCode::kCorruptFile,
-                     fmt::format("tensor {}: begins at data byte {}, expected {}: {}",
-                                 Quoted(tensor.name), begin, covered,
+        return WrongData(
+            covered, fmt::format("tensor {} begins at data byte {}: {}", Quoted(tensor.name), begin,
                                  begin < covered ? "it shares bytes with another"
-                                                 : "bytes before it belong to no tensor"),
-                     "header",
-                     {}};
+                                                 : "bytes before it belong to no tensor"));
       }
       covered += tensor.data.size();
     }
     if (covered == data_.size()) return {};
-    return Error{ErrorCode::kCorruptFile,
-                 fmt::format("the tensors end at data byte {}, but the file holds {} bytes of data",
-                             covered, data_.size()),
-                 "header",
-                 {}};
+    return WrongData(
+        covered,
+        fmt::format("the tensors end here, but the file holds {} bytes of data", data_.size()));
   }
 
   JsonReader json_;

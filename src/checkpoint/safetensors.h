@@ -23,6 +23,7 @@ inline constexpr size_t kMaxNameBytes = 1024;
 struct TensorInfo {
   std::string name;  // UTF-8 without control characters, 1 to 1024 bytes; never a path
   DType dtype = DType::kU8;
+  uint32_t shard = 0;               // which file of its checkpoint
   std::vector<uint64_t> shape;      // at most 8 dimensions of at most 2^40; none: a scalar
   std::span<const std::byte> data;  // begins at any address: copy elements out, never cast in place
 };
