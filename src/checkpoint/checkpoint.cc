@@ -120,7 +120,8 @@ Result<MappedFile> OpenShard(const std::string& path, bool named_by_index) {
 
 Result<Checkpoint> Checkpoint::Open(const std::string& dir, CheckpointOptions options) {
   Checkpoint out;
-  out.dir_ = dir;
+  out.dir_ = dir.empty() ? "." : dir;
+  while (out.dir_.size() > 1 && out.dir_.ends_with('/')) out.dir_.pop_back();
   out.config_only_ = options.config_only;
   NIBBLE_CHECK_OK(out.OpenConfigs());
   if (!options.config_only) NIBBLE_CHECK_OK(out.OpenTensors(options.lenient));

@@ -53,8 +53,9 @@ TEST(Checkpoint, OpensOnlyTheConfigsWhenAsked) {
   dir.Write("config.json", "{}")
       .Write("hf_quant_config.json", R"({"q":1})")
       .Write("generation_config.json", R"({"g":2})");
-  auto checkpoint = Checkpoint::Open(dir.path(), {.config_only = true});
+  auto checkpoint = Checkpoint::Open(dir.path() + "//", {.config_only = true});
   ASSERT_TRUE(checkpoint) << checkpoint.error().Message();
+  EXPECT_EQ(checkpoint->dir(), dir.path());
   EXPECT_TRUE(checkpoint->config_only());
   EXPECT_TRUE(checkpoint->tensors().empty());
   EXPECT_EQ(&checkpoint->text_config(), &checkpoint->config());

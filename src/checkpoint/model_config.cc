@@ -79,9 +79,10 @@ Result<void> ReadFamily(const Json& json, ModelConfig& out) {
     out.family = known.family;
     return {};
   }
-  return Unsupported(fmt::format("model_type {} with architecture {}", Quoted(out.model_type),
-                                 Quoted(out.architecture)),
-                     "known: " + KnownTypes());
+  std::string what = fmt::format("model_type {}", Quoted(out.model_type));
+  if (!out.architecture.empty())
+    what += fmt::format(" with architecture {}", Quoted(out.architecture));
+  return Unsupported(std::move(what), "known: " + KnownTypes());
 }
 
 /// Options that change the forward pass and that nothing here computes.
@@ -264,9 +265,11 @@ Result<void> ReadGeneration(const Json& json, ModelConfig& out) {
   return {};
 }
 
-Result<ModelConfig> ReadConfig(const Json& json) {
+Result<ModelConfig> ReadConfig(const Json& config) {
   ModelConfig out;
-  NIBBLE_CHECK_OK(ReadFamily(json, out));
+  NIBBLE_CHECK_OK(ReadFamily(config, out));
+  const Json* text = config.FindSet("text_config");
+  const Json& json = text != nullptr ? *text : config;
   NIBBLE_CHECK_OK(RefuseOptions(json));
   NIBBLE_TRY(out.n_layers, RequiredInt(json, "num_hidden_layers", 1, kMaxLayers));
   NIBBLE_TRY(out.hidden, RequiredInt(json, "hidden_size", 1, kMaxWidth));
