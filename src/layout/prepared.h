@@ -23,6 +23,7 @@ using PreparedWeight = std::variant<CanonicalWeight,  // REFERENCE: straight fro
 /// One linear of a fused group (q, k and v share an input; each keeps its own kernel and its own
 /// scales).
 struct PreparedLinearShard {
+  std::string_view name;  // "model.layers.3.self_attn.q_proj"
   Backend backend = Backend::kReference;
   std::string_view kernel;  // the catalogue id, for logs and traces
   PreparedWeight weight;
@@ -33,7 +34,6 @@ struct PreparedLinearShard {
 
 /// y[t, :] = the shards' outputs side by side; all read the same x[t, k].
 struct PreparedLinear {
-  std::string_view name;  // module path, for errors and traces
   int64_t n = 0, k = 0;
   std::vector<PreparedLinearShard> shards;
 };

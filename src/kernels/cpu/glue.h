@@ -18,10 +18,12 @@ struct GlueKernels {
   void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out);
   /// Rounds n floats to bf16, nearest even.
   void (*to_bf16)(const float* x, int64_t n, uint16_t* out);
+  /// The other way, from little-endian bf16 at any address.
+  void (*from_bf16)(const uint8_t* x, int64_t n, float* out);
   /// Rotates (head[i], head[i + frequencies]) by the angle of (cosines[i], sines[i]).
   void (*rotate_halves)(float* head, const float* cosines, const float* sines, int64_t frequencies);
-  /// The dot product of a float row and a bf16 row.
-  float (*dot_bf16)(const float* x, const uint16_t* w, int64_t n);
+  /// The dot product of a float row and a bf16 row at any address.
+  float (*dot_bf16)(const float* x, const uint8_t* w, int64_t n);
   /// Attention of `group` query heads [group, dim] over n cached bf16 positions of one kv head, at
   /// row stride `stride`; `scores` is scratch for n floats. out [group, dim].
   void (*attend)(const float* q, int64_t group, const uint16_t* keys, const uint16_t* values,

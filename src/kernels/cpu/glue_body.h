@@ -15,7 +15,8 @@ inline F16 Load(const float* p) {
   return v;
 }
 inline void Store(float* p, F16 v) { __builtin_memcpy(p, &v, sizeof v); }
-inline F16 LoadBf16s(const uint16_t* p) {
+/// Any address: a mapped tensor need not be aligned.
+inline F16 LoadBf16s(const void* p) {
   H16 h;
   __builtin_memcpy(&h, p, sizeof h);
   return (F16)(__builtin_convertvector(h, U16) << 16);
@@ -101,6 +102,12 @@ void ToBf16s(const float* x, int64_t n, uint16_t* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = Bf16Bits(x[i]);
 }
 
+void FromBf16s(const uint8_t* x, int64_t n, float* out) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) Store(out + i, LoadBf16s(x + 2 * i));
+  for (; i < n; ++i) out[i] = LoadBf16One(x + 2 * i);
+}
+
 void RotateHalves(float* head, const float* cosines, const float* sines, int64_t frequencies) {
   int64_t i = 0;
   for (; i + kLanes <= frequencies; i += kLanes) {
@@ -116,12 +123,12 @@ void RotateHalves(float* head, const float* cosines, const float* sines, int64_t
   }
 }
 
-float DotBf16(const float* x, const uint16_t* w, int64_t n) {
+float DotBf16(const float* x, const uint8_t* w, int64_t n) {
   F16 sum = {};
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) sum += Load(x + i) * LoadBf16s(w + i);
+  for (; i + kLanes <= n; i += kLanes) sum += Load(x + i) * LoadBf16s(w + 2 * i);
   float total = Sum(sum);
-  for (; i < n; ++i) total += x[i] * FloatOf(w[i]);
+  for (; i < n; ++i) total += x[i] * LoadBf16One(w + 2 * i);
   return total;
 }
 
@@ -155,7 +162,7 @@ inline void WeightedSum(const float* p, const uint16_t* values, int64_t n, int64
   }
   for (; d < dim; ++d) {
     float sum = 0;
-    for (int64_t j = 0; j < n; ++j) sum += p[j] * FloatOf(values[j * stride + d]);
+    for (int64_t j = 0; j < n; ++j) sum += p[j] * LoadBf16One(values + j * stride + d);
     out[d] = sum * scale;
   }
 }
@@ -165,10 +172,12 @@ void Attend(const float* q, int64_t group, const uint16_t* keys, const uint16_t*
   const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(dim));
   for (int64_t h = 0; h < group; ++h) {
     for (int64_t j = 0; j < n; ++j)
-      scores[j] = DotBf16(q + h * dim, keys + j * stride, dim) * scale;
-    const float total = ExpAndSum(scores, n);
-    WeightedSum(scores, values, n, stride, dim, 1.0f / total, out + h * dim);
+      const auto* key = reinterpret_cast<const uint8_t*>(keys + j * stride);
+    scores[j] = DotBf16(q + h * dim, key, dim) * scale;
   }
+  const float total = ExpAndSum(scores, n);
+  WeightedSum(scores, values, n, stride, dim, 1.0f / total, out + h * dim);
+}
 }
 
 constexpr GlueKernels kTable = {RmsNorm,      Add,     SiluMul, ToBf16s,

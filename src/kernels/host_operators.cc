@@ -1,0 +1,323 @@
+#include "kernels/host_operators.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "kernels/cpu/experts.h"
+#include "kernels/cpu/linear.h"
+
+namespace nibble::kernels {
+namespace {
+
+float* Floats(Matrix m) { return static_cast<float*>(m.data); }
+
+/// Below this many multiplications a parallel region costs more than it saves.
+constexpr int64_t kWorthForking = 32768;
+
+}  // namespace
+
+HostOperators::HostOperators(Backend glue, CpuIsa isa, ThreadPool& pool)
+    : glue_(glue),
+      kernels_(cpu::KernelsFor(isa)),
+      ops_(cpu::GlueFor(isa)),
+      pool_(pool),
+      scores_(pool.threads()) {
+  reference_.parallel = [this](int64_t n, const std::function<void(int64_t)>& unit) {
+    pool_.RunEach(n, [&](int64_t i, int) { unit(i); });
+  };
+}
+
+void HostOperators::Observe(HostObserver observer) {
+  observer_ = std::move(observer);
+  reference_.on_block = observer_.on_block;
+}
+
+void HostOperators::Keep(Result<void> status) {
+  if (status_ && !status) status_ = std::move(status);
+}
+
+Result<void> HostOperators::Finish() {
+  Result<void> status = std::move(status_);
+  status_ = {};
+  return status;
+}
+
+Result<Matrix> HostOperators::Allocate(int64_t rows, int64_t cols) {
+  NIBBLE_TRY(HugeBuffer buffer,
+             HugeBuffer::Allocate(static_cast<size_t>(rows * cols) * sizeof(float)));
+  buffers_.push_back(std::move(buffer));
+  return Matrix{buffers_.back().data(), rows, cols};
+}
+
+Result<Routing> HostOperators::AllocateRouting(int64_t rows, int top_k) {
+  NIBBLE_TRY(Matrix ids, Allocate(rows, top_k));
+  NIBBLE_TRY(Matrix weights, Allocate(rows, top_k));
+  return Routing{static_cast<int32_t*>(ids.data), Floats(weights), top_k};
+}
+
+Result<void> HostOperators::AllocateKv(const KvShape& shape) {
+  kv_ = shape;
+  const uint64_t half = shape.Bytes(KvElementBytes(glue_)) / 2;
+  NIBBLE_TRY(keys_, HugeBuffer::Allocate(half));
+  NIBBLE_TRY(values_, HugeBuffer::Allocate(half));
+  for (auto& s : scores_) s.resize(shape.capacity);
+  return {};
+}
+
+void HostOperators::ForRows(int64_t rows, int64_t work_a_row,
+                            FunctionRef<void(int64_t, int64_t, int)> body) {
+  if (rows * work_a_row < kWorthForking) {
+    body(0, rows, 0);
+  } else {
+    pool_.Run(rows, body);
+  }
+}
+
+void HostOperators::Embed(const CanonicalBf16& table, std::span<const int32_t> ids, Matrix out) {
+  for (size_t t = 0; t < ids.size(); ++t) {
+    NIBBLE_CHECK(ids[t] >= 0 && ids[t] < table.n, "token id outside the embedding");
+    ops_.from_bf16(table.data + 2 * ids[t] * table.k, table.k, Floats(out) + t * table.k);
+  }
+}
+
+void HostOperators::RmsNorm(Matrix x, Vector w, float eps, Matrix out) {
+  if (glue_ == Backend::kReference) {
+    reference::RmsNorm(Floats(x), x.rows, x.cols, w.data, eps, Floats(out));
+    return;
+  }
+  ForRows(x.rows, x.cols, [&](int64_t first, int64_t last, int) {
+    for (int64_t r = first; r < last; ++r) {
+      ops_.rms_norm(Floats(x) + r * x.cols, x.cols, w.data, eps, Floats(out) + r * x.cols);
+    }
+  });
+}
+
+void HostOperators::Linear(const PreparedLinear& linear, Matrix x, Matrix y) {
+  constexpr int kMaxShards = 8;
+  const PreparedLinearShard* shards[kMaxShards];
+  int64_t columns[kMaxShards];
+  int n_cpu = 0;
+  int64_t column = 0;
+  for (const PreparedLinearShard& shard : linear.shards) {
+    if (shard.backend == Backend::kCpu) {
+      NIBBLE_CHECK(n_cpu < kMaxShards, "more shards in a fused linear than foreseen");
+      shards[n_cpu] = &shard;
+      columns[n_cpu++] = column;
+    } else {
+      reference::Linear(reference_, shard.name, shard, Floats(x), x.rows, Floats(y) + column,
+                        y.cols);
+    }
+    column += shard.n;
+  }
+  if (n_cpu > 0) {
+    Keep(cpu::Linear(kernels_, pool_, scratch_, {shards, static_cast<size_t>(n_cpu)},
+                     {columns, static_cast<size_t>(n_cpu)}, Floats(x), x.rows, linear.k, Floats(y),
+                     y.cols));
+  }
+}
+
+void HostOperators::Add(Matrix x, Matrix y) {
+  ForRows(x.rows, x.cols, [&](int64_t first, int64_t last, int) {
+    ops_.add(Floats(x) + first * x.cols, Floats(y) + first * x.cols, (last - first) * x.cols);
+  });
+}
+
+void HostOperators::SiluMul(Matrix gate_up, Matrix out) {
+  if (glue_ == Backend::kReference) {
+    reference::SiluMul(Floats(gate_up), out.rows, out.cols, Floats(out));
+    return;
+  }
+  ForRows(out.rows, 8 * out.cols, [&](int64_t first, int64_t last, int) {
+    for (int64_t r = first; r < last; ++r) {
+      const float* gate = Floats(gate_up) + r * 2 * out.cols;
+      ops_.silu_mul(gate, gate + out.cols, out.cols, Floats(out) + r * out.cols);
+    }
+  });
+}
+
+void HostOperators::RopeTable(Vector frequencies, std::span<const SequenceRows> sequences,
+                              Matrix table) {
+  for (const SequenceRows& s : sequences) {
+    for (int64_t i = 0; i < s.n_rows; ++i) {
+      float* row = Floats(table) + (s.first_row + i) * table.cols;
+      for (int64_t f = 0; f < frequencies.n; ++f) {
+        const double angle = static_cast<double>(s.start + i) * frequencies.data[f];
+        row[f] = static_cast<float>(std::cos(angle));
+        row[frequencies.n + f] = static_cast<float>(std::sin(angle));
+      }
+    }
+  }
+}
+
+void* HostOperators::KvAt(HugeBuffer& cache, int64_t layer, int slot, int64_t position) {
+  const int64_t number = ((layer * kv_.slots + slot) * kv_.capacity + position) * kv_.kv_width;
+  return cache.data() + number * static_cast<int64_t>(KvElementBytes(glue_));
+}
+
+void HostOperators::StoreKv(const AttentionShape& shape, int64_t layer, const Place& place,
+                            int64_t kv_head, const float* k, const float* v) {
+  const int64_t column = kv_head * shape.head_dim;
+  void* key = KvAt(keys_, layer, place.slot, place.position);
+  void* value = KvAt(values_, layer, place.slot, place.position);
+  if (glue_ == Backend::kReference) {
+    std::copy_n(k, shape.head_dim, static_cast<float*>(key) + column);
+    std::copy_n(v, shape.head_dim, static_cast<float*>(value) + column);
+  } else {
+    ops_.to_bf16(k, shape.head_dim, static_cast<uint16_t*>(key) + column);
+    ops_.to_bf16(v, shape.head_dim, static_cast<uint16_t*>(value) + column);
+  }
+}
+
+void HostOperators::NormAndRotate(const AttentionShape& shape, float* head, Vector norm,
+                                  const float* rope, int64_t frequencies) {
+  if (glue_ == Backend::kReference) {
+    reference::RmsNorm(head, 1, shape.head_dim, norm.data, shape.norm_eps, head);
+    reference::RotateHalves(head, shape.head_dim, rope, rope + frequencies, frequencies);
+  } else {
+    ops_.rms_norm(head, shape.head_dim, norm.data, shape.norm_eps, head);
+    ops_.rotate_halves(head, rope, rope + frequencies, frequencies);
+  }
+}
+
+void HostOperators::PrepareKvHead(const AttentionShape& shape, int64_t layer, const Place& place,
+                                  int64_t kv_head, Vector q_norm, Vector k_norm, const float* rope,
+                                  int64_t frequencies, float* qkv) {
+  const int64_t group = shape.n_heads / shape.n_kv_heads;
+  float* row = qkv + place.row * shape.qkv_width();
+  rope += place.row * 2 * frequencies;
+  for (int64_t h = kv_head * group; h < (kv_head + 1) * group; ++h) {
+    NormAndRotate(shape, row + h * shape.head_dim, q_norm, rope, frequencies);
+  }
+  float* k = row + shape.q_width() + kv_head * shape.head_dim;
+  NormAndRotate(shape, k, k_norm, rope, frequencies);
+  StoreKv(shape, layer, place, kv_head, k, k + shape.kv_width());
+}
+
+void HostOperators::AttendKvHead(const AttentionShape& shape, int64_t layer, const Place& place,
+                                 int64_t kv_head, const float* qkv, float* out, int thread) {
+  const int64_t group = shape.n_heads / shape.n_kv_heads, dim = shape.head_dim;
+  const int64_t n = place.position + 1, column = kv_head * dim;
+  const float* q = qkv + place.row * shape.qkv_width() + kv_head * group * dim;
+  float* o = out + place.row * shape.q_width() + kv_head * group * dim;
+  const void* keys = KvAt(keys_, layer, place.slot, 0);
+  const void* values = KvAt(values_, layer, place.slot, 0);
+  if (glue_ == Backend::kReference) {
+    for (int64_t h = 0; h < group; ++h) {
+      reference::AttendOne(q + h * dim, static_cast<const float*>(keys) + column,
+                           static_cast<const float*>(values) + column, n, kv_.kv_width, dim,
+                           o + h * dim);
+    }
+  } else {
+    ops_.attend(q, group, static_cast<const uint16_t*>(keys) + column,
+                static_cast<const uint16_t*>(values) + column, n, kv_.kv_width, dim,
+                scores_[thread].data(), o);
+  }
+}
+
+void HostOperators::Attention(const AttentionShape& shape, int64_t layer,
+                              std::span<const SequenceRows> sequences, Vector q_norm, Vector k_norm,
+                              Matrix rope_table, Matrix qkv, Matrix out) {
+  places_.clear();
+  bool alone = true;  // every row is its sequence's only one, so no row waits for another's keys
+  int64_t work = 0;
+  for (const SequenceRows& s : sequences) {
+    NIBBLE_CHECK(s.slot < kv_.slots && s.start + s.n_rows <= kv_.capacity,
+                 "a position outside the KV cache");
+    alone = alone && s.n_rows == 1;
+    for (int64_t i = 0; i < s.n_rows; ++i)
+      places_.push_back({s.slot, s.first_row + i, s.start + i});
+    work += s.n_rows * (s.start + s.n_rows) * 2 * shape.q_width();
+  }
+  const int64_t frequencies = rope_table.cols / 2, heads = shape.n_kv_heads;
+  const int64_t units = static_cast<int64_t>(places_.size()) * heads;
+  auto prepare = [&](int64_t unit) {
+    PrepareKvHead(shape, layer, places_[unit / heads], unit % heads, q_norm, k_norm,
+                  Floats(rope_table), frequencies, Floats(qkv));
+  };
+  auto attend = [&](int64_t unit, int thread) {
+    AttendKvHead(shape, layer, places_[unit / heads], unit % heads, Floats(qkv), Floats(out),
+                 thread);
+  };
+  if (work < kWorthForking) {
+    for (int64_t u = 0; u < units; ++u) prepare(u);
+    for (int64_t u = 0; u < units; ++u) attend(u, 0);
+  } else if (alone) {
+    pool_.RunEach(units, [&](int64_t u, int thread) {
+      prepare(u);
+      attend(u, thread);
+    });
+  } else {
+    pool_.Run(units, [&](int64_t first, int64_t last, int) {
+      for (int64_t u = first; u < last; ++u) prepare(u);
+    });
+    pool_.RunEach(units, attend);
+  }
+}
+
+void HostOperators::RouteTokenCpu(const CanonicalBf16& router, const float* x, bool renormalize,
+                                  int top_k, float* p, int32_t* ids, float* weights) {
+  for (int64_t e = 0; e < router.n; ++e)
+    p[e] = ops_.dot_bf16(x, router.data + 2 * e * router.k, router.k);
+  const float total = ops_.exp_and_sum(p, router.n);
+  float chosen = 0;
+  for (int j = 0; j < top_k; ++j) {
+    int32_t best = -1;
+    for (int32_t e = 0; e < router.n; ++e) {
+      const bool taken = std::find(ids, ids + j, e) != ids + j;
+      if (!taken && (best < 0 || p[e] > p[best])) best = e;
+    }
+    ids[j] = best;
+    chosen += p[best];
+  }
+  const float divisor = renormalize ? chosen : total;
+  for (int j = 0; j < top_k; ++j) weights[j] = p[ids[j]] / divisor;
+  for (int64_t e = 0; e < router.n; ++e) p[e] /= total;
+}
+
+void HostOperators::Route(const CanonicalBf16& router, Matrix x, bool renormalize,
+                          Routing routing) {
+  const int top_k = routing.top_k;
+  const size_t needed = static_cast<size_t>(x.rows * router.n);
+  if (probabilities_.size() < needed) probabilities_.resize(needed);
+  ForRows(x.rows, router.n * router.k, [&](int64_t first, int64_t last, int) {
+    for (int64_t t = first; t < last; ++t) {
+      const float* xt = Floats(x) + t * x.cols;
+      float* p = probabilities_.data() + t * router.n;
+      int32_t* ids = routing.experts + t * top_k;
+      float* weights = routing.weights + t * top_k;
+      if (glue_ == Backend::kReference) {
+        reference::RouteOne(router, xt, renormalize, top_k, p, ids, weights);
+      } else {
+        RouteTokenCpu(router, xt, renormalize, top_k, p, ids, weights);
+      }
+    }
+  });
+  if (observer_.on_route) {
+    for (int64_t t = 0; t < x.rows; ++t) {
+      observer_.on_route(t, {probabilities_.data() + t * router.n, static_cast<size_t>(router.n)},
+                         {routing.experts + t * top_k, static_cast<size_t>(top_k)});
+    }
+  }
+}
+
+void HostOperators::Experts(const PreparedExperts& experts, Matrix x, const Routing& routing,
+                            Matrix y) {
+  if (experts.backend == Backend::kReference) {
+    reference::Experts(reference_, experts, Floats(x), x.rows, routing.experts, routing.weights,
+                       routing.top_k, Floats(y));
+  } else {
+    Keep(cpu::Experts(kernels_, pool_, scratch_, experts, Floats(x), x.rows, routing.experts,
+                      routing.weights, routing.top_k, Floats(y)));
+  }
+}
+
+void HostOperators::ReadRow(Matrix x, int64_t row, std::span<float> out) {
+  std::copy_n(Floats(x) + row * x.cols, out.size(), out.begin());
+}
+
+void HostOperators::CopyRow(Matrix x, int64_t from, Matrix y, int64_t to) {
+  std::copy_n(Floats(x) + from * x.cols, x.cols, Floats(y) + to * x.cols);
+}
+
+}  // namespace nibble::kernels

@@ -1,0 +1,95 @@
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "base/arena.h"
+#include "base/thread_pool.h"
+#include "kernels/cpu/cpu_kernels.h"
+#include "kernels/cpu/glue.h"
+#include "kernels/cpu/scratch.h"
+#include "kernels/operators.h"
+#include "kernels/reference/reference.h"
+
+namespace nibble::kernels {
+
+/// What tests and traces may see of a forward pass. Every member may be empty.
+struct HostObserver {
+  /// Each token's router, in the order of the layers: its probabilities over all experts, the chosen.
+  std::function<void(int64_t row, std::span<const float> probabilities,
+                     std::span<const int32_t> chosen)>
+      on_route;
+  /// Each block that a REFERENCE kernel quantizes to NVFP4.
+  std::function<void(const reference::BlockEvent&)> on_block;
+};
+
+/// The operators on a CPU. Multiplications go to the backend that each weight was prepared for; the
+/// rest to `glue`: CPU in fp32 with a bf16 KV cache, or REFERENCE in double with an fp32 one.
+class HostOperators : public Operators {
+ public:
+  HostOperators(Backend glue, CpuIsa isa, ThreadPool& pool);
+
+  void Observe(HostObserver observer);
+
+  Result<Matrix> Allocate(int64_t rows, int64_t cols) override;
+  Result<Routing> AllocateRouting(int64_t rows, int top_k) override;
+  Result<void> AllocateKv(const KvShape& shape) override;
+  void Embed(const CanonicalBf16& table, std::span<const int32_t> ids, Matrix out) override;
+  void RmsNorm(Matrix x, Vector w, float eps, Matrix out) override;
+  void Linear(const PreparedLinear& linear, Matrix x, Matrix y) override;
+  void Add(Matrix x, Matrix y) override;
+  void SiluMul(Matrix gate_up, Matrix out) override;
+  void RopeTable(Vector frequencies, std::span<const SequenceRows> sequences,
+                 Matrix table) override;
+  void Attention(const AttentionShape& shape, int64_t layer,
+                 std::span<const SequenceRows> sequences, Vector q_norm, Vector k_norm,
+                 Matrix rope_table, Matrix qkv, Matrix out) override;
+  void Route(const CanonicalBf16& router, Matrix x, bool renormalize, Routing routing) override;
+  void Experts(const PreparedExperts& experts, Matrix x, const Routing& routing, Matrix y) override;
+  void ReadRow(Matrix x, int64_t row, std::span<float> out) override;
+  void CopyRow(Matrix x, int64_t from, Matrix y, int64_t to) override;
+  Result<void> Finish() override;
+
+  /// Bytes a number of the KV cache takes under that glue.
+  static uint64_t KvElementBytes(Backend glue) { return glue == Backend::kReference ? 4 : 2; }
+
+ private:
+  struct Place {
+    int slot = 0;
+    int64_t row = 0, position = 0;
+  };
+
+  void Keep(Result<void> status);
+  void ForRows(int64_t rows, int64_t work_a_row,
+               FunctionRef<void(int64_t first, int64_t last, int thread)> body);
+  void* KvAt(HugeBuffer& cache, int64_t layer, int slot, int64_t position);
+  void StoreKv(const AttentionShape& shape, int64_t layer, const Place& place, int64_t kv_head,
+               const float* k, const float* v);
+  void NormAndRotate(const AttentionShape& shape, float* head, Vector norm, const float* rope,
+                     int64_t frequencies);
+  void PrepareKvHead(const AttentionShape& shape, int64_t layer, const Place& place,
+                     int64_t kv_head, Vector q_norm, Vector k_norm, const float* rope,
+                     int64_t frequencies, float* qkv);
+  void AttendKvHead(const AttentionShape& shape, int64_t layer, const Place& place, int64_t kv_head,
+                    const float* qkv, float* out, int thread);
+  void RouteTokenCpu(const CanonicalBf16& router, const float* x, bool renormalize, int top_k,
+                     float* scratch, int32_t* ids, float* weights);
+
+  const Backend glue_;
+  const cpu::CpuKernels& kernels_;
+  const cpu::GlueKernels& ops_;
+  ThreadPool& pool_;
+  cpu::Scratch scratch_;
+  reference::Context reference_;
+  HostObserver observer_;
+  std::vector<HugeBuffer> buffers_;
+  KvShape kv_;
+  HugeBuffer keys_, values_;
+  std::vector<std::vector<float>> scores_;  // [threads][kv capacity]
+  std::vector<float> probabilities_;        // router scratch [rows * experts]
+  std::vector<Place> places_;
+  Result<void> status_;
+};
+
+}  // namespace nibble::kernels

@@ -1,0 +1,113 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "base/error.h"
+#include "layout/prepared.h"
+
+namespace nibble::kernels {
+
+/// A block of activations [rows, cols], contiguous, in the memory and element type of the operators that made it (host: fp32). The
+/// model hands these about and never looks inside.
+struct Matrix {
+  void* data = nullptr;
+  int64_t rows = 0, cols = 0;
+
+  /// The first n rows.
+  Matrix Top(int64_t n) const { return {data, n, cols}; }
+};
+
+/// Small fp32 parameters (norm weights, RoPE frequencies) in the operators' memory.
+struct Vector {
+  const float* data = nullptr;
+  int64_t n = 0;
+};
+
+/// Consecutive rows of a batch that belong to one sequence: rows first_row … first_row+n_rows-1 are its tokens at positions
+/// start … start+n_rows-1, and its keys and values of all earlier positions lie in KV slot `slot`.
+struct SequenceRows {
+  int slot = 0;
+  int64_t first_row = 0, n_rows = 0, start = 0;
+};
+
+struct AttentionShape {
+  int64_t n_heads = 0, n_kv_heads = 0, head_dim = 0;
+  float norm_eps = 1e-6f;
+
+  int64_t q_width() const { return n_heads * head_dim; }
+  int64_t kv_width() const { return n_kv_heads * head_dim; }
+  int64_t qkv_width() const { return q_width() + 2 * kv_width(); }
+};
+
+struct KvShape {
+  int64_t layers = 0, slots = 0, capacity = 0;  // capacity: positions a slot holds
+  int64_t kv_width = 0;                         // n_kv_heads * head_dim
+
+  /// Bytes at `element` bytes a number, keys and values together.
+  uint64_t Bytes(uint64_t element) const {
+    return 2 * element * static_cast<uint64_t>(layers * slots * capacity * kv_width);
+  }
+};
+
+/// Which experts each token goes to, in the operators' memory.
+struct Routing {
+  int32_t* experts = nullptr;  // [rows, top_k], by falling weight; equal weights by lower index
+  float* weights = nullptr;    // [rows, top_k]
+  int top_k = 0;
+};
+
+/// Everything a model's forward pass is made of. An architecture is written once against this list;
+/// the host and CUDA each implement it. Calls run in order (CUDA: on one stream). Shapes are the
+/// caller's promise. What can fail on the way (scratch memory, a launch) is kept and told by
+/// Finish(); calls after a failure do nothing. Nothing allocates except Allocate… and the first use
+/// of a larger batch. Not safe for use from two threads.
+class Operators {
+ public:
+  virtual ~Operators() = default;
+
+  /// Uninitialised activations that live as long as the operators. errors kOutOfMemory, naming the bytes.
+  virtual Result<Matrix> Allocate(int64_t rows, int64_t cols) = 0;
+  virtual Result<Routing> AllocateRouting(int64_t rows, int top_k) = 0;
+  /// The KV cache, once. Slots are written before they are read: what a recycled one held is never seen.
+  virtual Result<void> AllocateKv(const KvShape& shape) = 0;
+
+  /// out[t, :] = table[ids[t], :]; ids are in [0, table rows).
+  virtual void Embed(const CanonicalBf16& table, std::span<const int32_t> ids, Matrix out) = 0;
+  /// out = x / sqrt(mean(x^2) + eps) * w, by rows.
+  virtual void RmsNorm(Matrix x, Vector w, float eps, Matrix out) = 0;
+  /// y[:, c] for every shard's columns, side by side.
+  virtual void Linear(const PreparedLinear& linear, Matrix x, Matrix y) = 0;
+  /// x += y
+  virtual void Add(Matrix x, Matrix y) = 0;
+  /// out = silu(gate_up[:, :I]) * gate_up[:, I:]
+  virtual void SiluMul(Matrix gate_up, Matrix out) = 0;
+
+  /// table[t, :] = cos(p_t f_0 …), sin(p_t f_0 …) of the batch's positions: [rows, 2 * frequencies].
+  virtual void RopeTable(Vector frequencies, std::span<const SequenceRows> sequences,
+                         Matrix table) = 0;
+  /// Over qkv [rows, q|k|v]: q and k normalised per head (RMS, times q_norm / k_norm), then rotated in halves by the table; k and v
+  /// stored in the cache; o = softmax(q k^T / sqrt(head_dim)) v over each row's own and earlier positions. Query head j reads kv head
+  /// j / (n_heads / n_kv_heads).
+  virtual void Attention(const AttentionShape& shape, int64_t layer,
+                         std::span<const SequenceRows> sequences, Vector q_norm, Vector k_norm,
+                         Matrix rope_table, Matrix qkv, Matrix out) = 0;
+
+  /// p = softmax over all experts of x W^T in fp32 (x unrounded: near ties decide whole experts), the top_k largest; divided by
+  /// their sum if renormalize.
+  virtual void Route(const CanonicalBf16& router, Matrix x, bool renormalize, Routing routing) = 0;
+  /// y[t] = sum_k weights[t,k] * expert[experts[t,k]](x[t]), overwritten, summed in the order of k.
+  virtual void Experts(const PreparedExperts& experts, Matrix x, const Routing& routing,
+                       Matrix y) = 0;
+
+  /// Copies one row to host floats.
+  virtual void ReadRow(Matrix x, int64_t row, std::span<float> out) = 0;
+  /// Row `from` of x becomes row `to` of y.
+  virtual void CopyRow(Matrix x, int64_t from, Matrix y, int64_t to) = 0;
+
+  /// Waits for everything issued so far; the first error since the last Finish().
+  virtual Result<void> Finish() = 0;
+};
+
+}  // namespace nibble::kernels

@@ -1,0 +1,54 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "checkpoint/checkpoint.h"
+#include "checkpoint/model_config.h"
+#include "checkpoint/modules.h"
+#include "plan/oracle.h"
+#include "plan/wishes.h"
+#include "scheme/quant_config.h"
+
+namespace nibble::plan {
+
+/// One module and the kernel that will run it.
+struct PlannedModule {
+  checkpoint::ModuleSpec spec;
+  scheme::ModuleScheme declared;  // what the checkpoint's label says, and where
+  QuantScheme effective;          // what runs: the same, or raised by --activation-precision bf16
+  const kernels::CatalogueRow* kernel = nullptr;
+  std::vector<Refusal> refused;
+
+  ActivationPrecision activation_precision() const;
+};
+
+/// Bytes that a run will hold.
+struct MemoryBudget {
+  uint64_t weights = 0, kv = 0, workspace = 0;
+};
+
+/// What runs where, and why nothing else. The runtime executes this object and nothing besides.
+struct Plan {
+  checkpoint::ModelConfig model;
+  DeviceInfo device;
+  SourceFormat source_format = SourceFormat::kNone;
+  std::vector<PlannedModule> modules;  // in forward order
+  Backend glue = Backend::kCpu;        // norms, RoPE, attention, router
+  int64_t context = 0;                 // tokens of KV cache
+  MemoryBudget memory;
+  std::vector<std::string> warnings;
+
+  /// The module of that name; the plan's makers guarantee those of ListModules.
+  const PlannedModule& Find(std::string_view name) const;
+};
+
+/// Tokens that one forward pass takes at most: what the workspace is sized for.
+inline constexpr int64_t kMaxBatchTokens = 512;
+
+/// Reads configurations alone, no tensor: the plan is the label's, whatever the file holds.
+/// errors  kUnsupported (no kernel; every candidate's reasons), kCorruptFile (configuration)
+Result<Plan> MakePlan(const checkpoint::Checkpoint& checkpoint, const DeviceInfo& device,
+                      const Wishes& wishes);
+
+}  // namespace nibble::plan

@@ -1,0 +1,92 @@
+#include "plan/wishes.h"
+
+#include <fmt/format.h>
+
+#include <cctype>
+#include <string>
+#include <vector>
+
+namespace nibble::plan {
+namespace {
+
+struct Alias {
+  std::string_view name;
+  Backend backend;
+};
+
+// Ours first, then what upstream calls the same role.
+constexpr Alias kAliases[] = {
+    {"reference", Backend::kReference},
+    {"cpu", Backend::kCpu},
+    {"marlin", Backend::kMarlin},
+    {"hopper", Backend::kHopper},
+    {"b12x", Backend::kB12x},
+    {"cutlass", Backend::kCutlass},
+    {"emulation", Backend::kReference},
+    {"humming", Backend::kHopper},
+    {"flashinfer_b12x", Backend::kB12x},
+    {"flashinfer_cutlass", Backend::kCutlass},
+    {"flashinfer_trtllm", Backend::kCutlass},
+    {"flashinfer_cutedsl", Backend::kCutlass},
+};
+
+std::string Fold(std::string_view text) {
+  std::string out(text);
+  for (char& c : out)
+    c = c == '-' ? '_' : static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  return out;
+}
+
+}  // namespace
+
+Result<std::optional<Backend>> ParseBackend(std::string_view name) {
+  const std::string folded = Fold(name);
+  if (folded == "auto") return std::optional<Backend>{};
+  std::vector<std::string> known;
+  for (const Alias& alias : kAliases) {
+    if (alias.name == folded) return std::optional<Backend>{alias.backend};
+    known.push_back(fmt::format("'{}'", alias.name));
+  }
+  return Err(ErrorCode::kInvalidArgument, "moe_backend='{}' is not supported. Expected one of [{}]",
+             name.substr(0, 64), fmt::join(known, ", "));
+}
+
+Result<void> ParseMoeBackend(std::string_view text, Wishes* wishes) {
+  while (!text.empty()) {
+    const size_t comma = text.find(',');
+    const std::string_view item = text.substr(0, comma);
+    text = comma == text.npos ? std::string_view{} : text.substr(comma + 1);
+    const size_t equals = item.find('=');
+    if (equals == item.npos) {
+      NIBBLE_TRY(wishes->any, ParseBackend(item));
+      continue;
+    }
+    const std::string scheme = Fold(item.substr(0, equals));
+    NIBBLE_TRY(const std::optional<Backend> backend, ParseBackend(item.substr(equals + 1)));
+    if (scheme == "nvfp4")
+      wishes->nvfp4 = backend;
+    else if (scheme == "fp8")
+      wishes->fp8 = backend;
+    else if (scheme == "bf16")
+      wishes->bf16 = backend;
+    else {
+      return Err(ErrorCode::kInvalidArgument,
+                 "moe_backend scheme '{}' is not known. Expected one of ['nvfp4', 'fp8', 'bf16']",
+                 scheme.substr(0, 64));
+    }
+  }
+  return {};
+}
+
+Result<void> ParseActivationPrecision(std::string_view text, Wishes* wishes) {
+  const std::string folded = Fold(text);
+  wishes->bf16_activations = folded == "bf16";
+  if (folded == "auto" || folded == "bf16") return {};
+  Error error = Err(ErrorCode::kInvalidArgument,
+                    "activation precision '{}'; expected 'auto' (the checkpoint's own) or 'bf16'",
+                    text.substr(0, 64));
+  error.hint = "a precision below the checkpoint's label is never run";
+  return error;
+}
+
+}  // namespace nibble::plan

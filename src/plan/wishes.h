@@ -1,0 +1,32 @@
+#pragma once
+
+#include <optional>
+#include <string_view>
+
+#include "base/error.h"
+#include "layout/quant_key.h"
+#include "layout/words.h"
+
+namespace nibble::plan {
+
+/// What a person asked of the plan beyond the checkpoint's own label.
+struct Wishes {
+  std::optional<Backend> any;  // --moe-backend NAME
+  std::optional<Backend> nvfp4, fp8,
+      bf16;  // --moe-backend nvfp4=NAME,…: before `any` for their scheme
+  bool bf16_activations =
+      false;            // --activation-precision bf16: raise W4A4 to W4A16; never the other way
+  int64_t context = 0;  // tokens of KV cache; 0: the model's own, up to 32768
+};
+
+/// The backend that a name means: ours or an upstream alias, case and '-' '_' folded ("auto": nothing).
+/// errors  kInvalidArgument: `moe_backend='x' is not supported … Expected one of [...]`
+Result<std::optional<Backend>> ParseBackend(std::string_view name);
+
+/// Reads "NAME" or "nvfp4=NAME,fp8=NAME,bf16=NAME" into the wishes.
+Result<void> ParseMoeBackend(std::string_view text, Wishes* wishes);
+
+/// Reads "auto" or "bf16" into the wishes. Anything lower than the label is refused: there is no flag for it.
+Result<void> ParseActivationPrecision(std::string_view text, Wishes* wishes);
+
+}  // namespace nibble::plan
