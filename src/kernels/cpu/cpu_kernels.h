@@ -5,7 +5,7 @@
 
 #include "layout/words.h"
 
-namespace nibble::cpu {
+namespace nibble::kernels::cpu {
 
 // What an ISA file gives: the loops over packed strips (layout/cpu_tile.h), one table of pointers
 // each. All compute
@@ -65,4 +65,4 @@ const CpuKernels& KernelsFor(CpuIsa isa);
 // One in each isa_*.cc.
 extern const CpuKernels kScalarKernels, kAvx2Kernels, kAvx512Kernels, kAvx512Bf16Kernels;
 
-}  // namespace nibble::cpu
+}  // namespace nibble::kernels::cpu

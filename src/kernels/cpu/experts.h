@@ -8,7 +8,7 @@
 #include "kernels/cpu/scratch.h"
 #include "layout/prepared.h"
 
-namespace nibble::cpu {
+namespace nibble::kernels::cpu {
 
 /// y[t] = sum over ranks j, in order, of weights[t, j] * Expert[expert_ids[t, j]](x[t]), with
 ///   Expert(x) = Down(h'), h = activation(Gate(x'), Up(x')).
@@ -22,4 +22,4 @@ Result<void> Experts(const CpuKernels& kernels, ThreadPool& pool, Scratch& scrat
                      const PreparedExperts& experts, const float* x, int64_t tokens,
                      const int32_t* expert_ids, const float* weights, int top_k, float* y);
 
-}  // namespace nibble::cpu
+}  // namespace nibble::kernels::cpu

@@ -3,7 +3,7 @@
 #include "base/error.h"
 #include "layout/words.h"
 
-namespace nibble::cpu {
+namespace nibble::kernels::cpu {
 
 /// Whether this machine, and its operating system, can run the kernels of `isa`.
 bool HasIsa(CpuIsa isa);
@@ -17,4 +17,4 @@ Result<CpuIsa> ChooseIsa(const char* env);
 /// memory.
 DeviceInfo DescribeCpu(CpuIsa isa);
 
-}  // namespace nibble::cpu
+}  // namespace nibble::kernels::cpu

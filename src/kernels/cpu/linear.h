@@ -9,7 +9,7 @@
 #include "kernels/cpu/scratch.h"
 #include "layout/prepared.h"
 
-namespace nibble::cpu {
+namespace nibble::kernels::cpu {
 
 /// y[t, column_of_shard[i] + r] = global_i * sum_k W_i[r, k] * x'[t, k] for every shard i of
 /// linears that share an input. x' is x rounded to bf16, or quantized to NVFP4 where the shard has
@@ -22,4 +22,4 @@ Result<void> Linear(const CpuKernels& kernels, ThreadPool& pool, Scratch& scratc
                     std::span<const int64_t> column_of_shard, const float* x, int64_t tokens,
                     int64_t k, float* y, int64_t ldy);
 
-}  // namespace nibble::cpu
+}  // namespace nibble::kernels::cpu

@@ -6,7 +6,7 @@
 #include "base/arena.h"
 #include "base/checked.h"
 
-namespace nibble::cpu {
+namespace nibble::kernels::cpu {
 
 /// Working memory of the CPU operators: grows to the largest call, and is then reused, so that the
 /// token path does not allocate. What it holds does not outlive a call. One caller at a time.
@@ -46,4 +46,4 @@ class Carver {
   size_t used_ = 0;
 };
 
-}  // namespace nibble::cpu
+}  // namespace nibble::kernels::cpu

@@ -1,0 +1,171 @@
+#pragma once
+
+// What isa_avx512.cc and isa_avx512bf16.cc share. Unnamed namespace in a header on purpose: each file has its own copy, so that no
+// symbol leaves it (see target.h).
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/cpu/cpu_kernels.h"
+#include "kernels/cpu/target.h"
+#include "layout/cpu_tile.h"
+
+NIBBLE_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")
+
+namespace nibble::kernels::cpu {
+namespace {
+
+// How far ahead of itself a strip is fetched. Measured on Zen 5 with huge pages: 40.5 GB/s at 9 KiB, 32.3 at none.
+constexpr int64_t kPrefetchBytes = 9216;
+
+template <int kLines>
+inline void Prefetch(const std::byte* p) {
+#pragma GCC unroll 32
+  for (int i = 0; i < kLines; ++i) {
+    _mm_prefetch(reinterpret_cast<const char*>(p) + kPrefetchBytes + i * 64, _MM_HINT_T0);
+  }
+}
+
+/// The 16 E2M1 values as bf16, twice: vpermw ignores index bit 4, so a nibble need not be masked.
+inline __m512i CodesAsBf16() {
+  const __m256i t = _mm256_setr_epi16(0x0000, 0x3F00, 0x3F80, 0x3FC0, 0x4000, 0x4040, 0x4080,
+                                      0x40C0, -0x8000, -0x4100, -0x4080, -0x4040, -0x4000, -0x3FC0,
+                                      -0x3F80, -0x3F40);
+  return _mm512_broadcast_i64x4(t);
+}
+
+/// 16 block scales times 2^-8. An E4M3 byte shifted into a half's exponent and mantissa is that number, subnormals too: the
+/// conversion knows no flush to zero. (The sign bit is clear in every block scale.)
+inline __m512 LoadScales(const std::byte* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm512_cvtph_ps(_mm256_slli_epi16(_mm256_cvtepu8_epi16(bytes), 7));
+}
+constexpr float kScaleUnit = 256;
+
+inline __m512 HighHalves(__m512i pairs) {
+  return _mm512_castsi512_ps(
+      _mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xFFFF0000u))));
+}
+inline __m512 LowHalves(__m512i pairs) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+}
+
+void ExpandNvfp4(const std::byte* strip, int64_t tiles, std::byte* panel) {
+  const __m512i table = CodesAsBf16();
+  const __m512 unit = _mm512_set1_ps(kScaleUnit);
+  for (int64_t i = 0; i < tiles; ++i, strip += kNvfp4TileBytes) {
+#pragma GCC unroll 4
+    for (int group = 0; group < 4; ++group) {
+      const __m512 scale = _mm512_mul_ps(LoadScales(strip + 512 + group * 16), unit);
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+        __m512i codes = _mm512_loadu_si512(strip + group * 128 + half * 64);
+#pragma GCC unroll 4
+        for (int n = 0; n < 4; ++n, panel += 64) {
+          const __m512i pairs = _mm512_permutexvar_epi16(codes, table);
+          codes = _mm512_srli_epi16(codes, 4);
+          // Products have at most 6 significant bits: their low halves are zero, and cutting those off is the conversion.
+          const __m512i low = _mm512_castps_si512(_mm512_mul_ps(LowHalves(pairs), scale));
+          const __m512i high = _mm512_castps_si512(_mm512_mul_ps(HighHalves(pairs), scale));
+          _mm512_storeu_si512(panel, _mm512_or_si512(_mm512_srli_epi32(low, 16), high));
+        }
+      }
+    }
+  }
+}
+
+/// x rounded to bf16, in the high halves: nearest-even on the bits, as ToBf16. A NaN stays one.
+inline __m512i RoundBf16(__m512 x) {
+  const __m512i bits = _mm512_castps_si512(x);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
+  const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+  const __m512i rounded =
+      _mm512_mask_mov_epi32(up, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), quiet);
+  return _mm512_and_si512(rounded, _mm512_set1_epi32(static_cast<int>(0xFFFF0000u)));
+}
+
+/// The largest |x| of a block, NaNs left out.
+inline float MaxMagnitude(__m512 x) {
+  const __mmask16 ordered = _mm512_cmp_ps_mask(x, x, _CMP_ORD_Q);
+  const __m512 a = _mm512_maskz_mov_ps(ordered, _mm512_abs_ps(x));
+  __m256 m = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+  __m128 q = _mm_max_ps(_mm256_castps256_ps128(m), _mm256_extractf128_ps(m, 1));
+  q = _mm_max_ps(q, _mm_movehl_ps(q, q));
+  return _mm_cvtss_f32(_mm_max_ss(q, _mm_movehdup_ps(q)));
+}
+
+/// EncodeE4m3 and back for x >= 0, by the bits: above 2^-6 a number keeps three bits of mantissa, below it multiples of 2^-9.
+inline float RoundE4m3(float x) {
+  if (!(x < 448.0f)) return 448.0f;
+  if (x < 0x1p-6f) return (x + 0x1p14f) - 0x1p14f;
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  bits = (bits + 0x7FFFF + ((bits >> 20) & 1)) & ~0xFFFFFu;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+/// EncodeE2m1 and back: above 1 a number keeps one bit of mantissa, below it multiples of 0.5; both to even, as the codes are.
+inline __m512 RoundE2m1(__m512 x) {
+  const __mmask16 ordered = _mm512_cmp_ps_mask(x, x, _CMP_ORD_Q);
+  const __m512 a = _mm512_min_ps(_mm512_abs_ps(x), _mm512_set1_ps(6));  // a NaN becomes 6
+  const __m512i bits = _mm512_castps_si512(a);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 22), _mm512_set1_epi32(1));
+  const __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x1FFFFF)));
+  const __m512 large =
+      _mm512_castsi512_ps(_mm512_andnot_si512(_mm512_set1_epi32(0x3FFFFF), up));
+  const __m512 magic = _mm512_set1_ps(0x1p22f);  // its ulp is 0.5
+  const __m512 small = _mm512_sub_ps(_mm512_add_ps(a, magic), magic);
+  const __mmask16 is_small = _mm512_cmp_ps_mask(a, _mm512_set1_ps(1), _CMP_LT_OQ);
+  const __m512i value = _mm512_castps_si512(_mm512_mask_mov_ps(large, is_small, small));
+  const __m512i sign = _mm512_maskz_and_epi32(ordered, _mm512_castps_si512(x),
+                                              _mm512_set1_epi32(static_cast<int>(0x80000000u)));
+  return _mm512_castsi512_ps(_mm512_or_si512(value, sign));
+}
+
+/// One block as code * block scale: QuantizeNvfp4Block<float> operation by operation.
+inline __m512 QuantizeBlock(__m512 x, float gscale) {
+  constexpr float kSixth = static_cast<float>(1.0 / 6.0);
+  const float scale = RoundE4m3(gscale * (MaxMagnitude(x) * kSixth));
+  if (scale == 0) return _mm512_setzero_ps();
+  const float inverse = 1.0f / (scale * (1.0f / gscale));
+  return _mm512_mul_ps(RoundE2m1(_mm512_mul_ps(x, _mm512_set1_ps(inverse))),
+                       _mm512_set1_ps(scale));
+}
+
+/// e^x for 16 numbers within 2 ulp: 2^n * e^r, |r| <= ln2 / 2, Taylor to r^7 (next term below 2^-27).
+inline __m512 Exp(__m512 x) {
+  x = _mm512_max_ps(_mm512_set1_ps(-104), _mm512_min_ps(_mm512_set1_ps(89), x));
+  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
+  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693145751953125f), x);  // ln 2 in two parts
+  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(1.42860682e-6f), r);
+  __m512 p = _mm512_set1_ps(1.0f / 5040);
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 720));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 120));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 24));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 6));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1));
+  return _mm512_scalef_ps(p, n);
+}
+
+// min and max give their second operand when either is a NaN: data stand there, so that a NaN comes through.
+void Gated(const GatedActivation& how, const float* gate, const float* up, float* h) {
+  const __m512 limit = _mm512_set1_ps(how.limit), one = _mm512_set1_ps(1);
+  const __m512 g = _mm512_min_ps(limit, _mm512_loadu_ps(gate));
+  const __m512 u = _mm512_max_ps(_mm512_set1_ps(-how.limit),
+                                 _mm512_min_ps(limit, _mm512_loadu_ps(up)));
+  const __m512 e = Exp(_mm512_mul_ps(_mm512_set1_ps(-how.alpha), g));
+  const __m512 glu = _mm512_div_ps(g, _mm512_add_ps(one, e));
+  _mm512_storeu_ps(h, _mm512_mul_ps(_mm512_add_ps(u, _mm512_set1_ps(how.beta)), glu));
+}
+
+}  // namespace
+}  // namespace nibble::kernels::cpu
+
+NIBBLE_TARGET_END

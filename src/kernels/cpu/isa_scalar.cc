@@ -1,0 +1,147 @@
+// Plain C++: what the vector files must agree with, and what runs where there is none of them. Not made to be fast.
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <span>
+
+#include "kernels/cpu/cpu_kernels.h"
+#include "layout/cpu_tile.h"
+#include "numerics/bf16.h"
+#include "numerics/nvfp4.h"
+
+namespace nibble::kernels::cpu {
+namespace {
+
+constexpr int64_t kGroup = kNvfp4Group;
+constexpr int kRows = kStripRows;
+
+float LoadFloat(const std::byte* p) {
+  float value;
+  std::memcpy(&value, p, sizeof value);
+  return value;
+}
+
+void PackBf16(const float* x, int64_t groups, std::byte* out) {
+  for (int64_t i = 0; i < groups * kGroup; ++i) {
+    const float value = RoundToBf16(x[i]);
+    std::memcpy(out + i * sizeof value, &value, sizeof value);
+  }
+}
+
+void PackNvfp4(const float* x, int64_t groups, float gscale, std::byte* out) {
+  for (int64_t g = 0; g < groups; ++g, x += kGroup) {
+    const Nvfp4Block block =
+        QuantizeNvfp4Block<float>(std::span<const float, kNvfp4Group>(x, kGroup), gscale);
+    for (int64_t i = 0; i < kGroup; ++i) {
+      const float value = Nvfp4Product(block.codes[i], block.scale);
+      std::memcpy(out + (g * kGroup + i) * sizeof value, &value, sizeof value);
+    }
+  }
+}
+
+/// The code of row r and element i of group g of an NVFP4 tile.
+unsigned TileCode(const std::byte* tile, int g, int r, int i) {
+  const int half = i / 8, word = i % 2, nibble = i % 8 / 2;
+  uint16_t bits;
+  std::memcpy(&bits, tile + g * 128 + half * 64 + r * 4 + word * 2, sizeof bits);
+  return (bits >> (4 * nibble)) & 15u;
+}
+
+float TileScale(const std::byte* tile, int g, int r) {
+  return DecodeE4m3(static_cast<uint8_t>(tile[512 + g * 16 + r]));
+}
+
+void DecodeNvfp4(const std::byte* strip, int64_t tiles, const std::byte* const* x, int tokens,
+                 float global, float* y, int64_t ldy) {
+  std::array<std::array<float, kRows>, kDecodeTokens> sum{};
+  for (int64_t tile = 0; tile < tiles; ++tile, strip += kNvfp4TileBytes) {
+    for (int g = 0; g < kTileK / kGroup; ++g) {
+      for (int r = 0; r < kRows; ++r) {
+        float w[kGroup];
+        for (int i = 0; i < kGroup; ++i) w[i] = DecodeE2m1(TileCode(strip, g, r, i));
+        const float scale = TileScale(strip, g, r);
+        for (int t = 0; t < tokens; ++t) {
+          const std::byte* p = x[t] + (tile * kTileK + g * kGroup) * sizeof(float);
+          float block = 0;
+          for (int i = 0; i < kGroup; ++i) block += w[i] * LoadFloat(p + i * sizeof(float));
+          sum[t][r] += block * scale;
+        }
+      }
+    }
+  }
+  for (int t = 0; t < tokens; ++t) {
+    for (int r = 0; r < kRows; ++r) y[t * ldy + r] = sum[t][r] * global;
+  }
+}
+
+/// The 16 rows of one strip of bf16 tiles against up to kDecodeTokens tokens.
+void DecodeBf16(const std::byte* strip, int64_t tiles, const std::byte* const* x, int tokens,
+                float global, float* y, int64_t ldy) {
+  std::array<std::array<float, kRows>, kDecodeTokens> sum{};
+  for (int64_t pair = 0; pair < tiles * (kTileK / 2); ++pair, strip += kRows * 4) {
+    for (int t = 0; t < tokens; ++t) {
+      const float even = LoadFloat(x[t] + pair * 8), odd = LoadFloat(x[t] + pair * 8 + 4);
+      for (int r = 0; r < kRows; ++r) {
+        sum[t][r] += LoadBf16(strip + r * 4) * even;
+        sum[t][r] += LoadBf16(strip + r * 4 + 2) * odd;
+      }
+    }
+  }
+  for (int t = 0; t < tokens; ++t) {
+    for (int r = 0; r < kRows; ++r) y[t * ldy + r] = sum[t][r] * global;
+  }
+}
+
+void ExpandNvfp4(const std::byte* strip, int64_t tiles, std::byte* panel) {
+  for (int64_t tile = 0; tile < tiles; ++tile, strip += kNvfp4TileBytes, panel += kBf16TileBytes) {
+    for (int g = 0; g < kTileK / kGroup; ++g) {
+      for (int r = 0; r < kRows; ++r) {
+        const float scale = TileScale(strip, g, r);
+        for (int i = 0; i < kGroup; ++i) {
+          const Bf16 value = ToBf16(DecodeE2m1(TileCode(strip, g, r, i)) * scale);
+          const int64_t pair = (g * kGroup + i) / 2;
+          std::memcpy(panel + pair * 64 + r * 4 + i % 2 * 2, &value.bits, sizeof value.bits);
+        }
+      }
+    }
+  }
+}
+
+void PanelGemm(const std::byte* const* panels, int strips, int64_t tiles, const std::byte* const* x,
+               int64_t tokens, float global, float* y, int64_t ldy) {
+  for (int s = 0; s < strips; ++s) {
+    for (int64_t t = 0; t < tokens; t += kDecodeTokens) {
+      const int n = static_cast<int>(std::min<int64_t>(kDecodeTokens, tokens - t));
+      DecodeBf16(panels[s], tiles, x + t, n, global, y + t * ldy + s * kRows, ldy);
+    }
+  }
+}
+
+void Gated(const GatedActivation& how, const float* gate, const float* up, float* h) {
+  for (int i = 0; i < kRows; ++i) {
+    const float g = how.limit < gate[i] ? how.limit : gate[i];
+    float u = how.limit < up[i] ? how.limit : up[i];
+    u = u < -how.limit ? -how.limit : u;
+    h[i] = (u + how.beta) * (g / (1.0f + std::exp(-how.alpha * g)));
+  }
+}
+
+}  // namespace
+
+const CpuKernels kScalarKernels = {
+    .isa = CpuIsa::kScalar,
+    .nvfp4_panel_tokens = 5,
+    .bf16_panel_tokens = 5,
+    .activation_bytes = sizeof(float),
+    .pack_bf16 = PackBf16,
+    .pack_nvfp4 = PackNvfp4,
+    .decode_nvfp4 = DecodeNvfp4,
+    .decode_bf16 = DecodeBf16,
+    .expand_nvfp4 = ExpandNvfp4,
+    .panel_gemm = PanelGemm,
+    .gated_activation = Gated,
+};
+
+}  // namespace nibble::kernels::cpu
