@@ -18,7 +18,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const auto config = nibble::checkpoint::ParseModelConfig(*json, &*json);
   if (!config) return 0;
   const auto modules = nibble::checkpoint::ListModules(*config);
-  NIBBLE_CHECK(modules.size() >= 2 + 11 * static_cast<size_t>(config->n_layers),
+  NIBBLE_CHECK(modules.size() >= 2 + 10 * static_cast<size_t>(config->n_layers),
                "modules are missing");
   for (const auto& module : modules) {
     NIBBLE_CHECK(!module.name.empty() && module.n > 0 && module.k >= 0,
