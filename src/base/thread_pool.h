@@ -62,7 +62,7 @@ class ThreadPool {
   void WorkerLoop(int thread);
 
   // The words that threads hand over on, each on a cache line of its own.
-  alignas(64) std::atomic<uint32_t> epoch_{0};  // counts regions
+  alignas(64) std::atomic<uint32_t> epoch_{0};    // counts regions
   alignas(64) std::atomic<uint32_t> pending_{0};  // workers still in the region
   alignas(64) std::atomic<int64_t> next_unit_{0};
   alignas(64) const Job* job_ = nullptr;  // written before epoch_, read after it

@@ -20,7 +20,7 @@ namespace {
 using Byte = std::byte;
 
 constexpr int64_t kPrefetchBytes = 9216;  // as in the AVX-512 files
-constexpr int kPanelTokens = 6;           // 2 x 6 sums, 2 weights and 1 activation fill 15 of 16 registers
+constexpr int kPanelTokens = 6;  // 2 x 6 sums, 2 weights and 1 activation fill 15 of 16 registers
 
 inline __m256i Load(const Byte* p) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
@@ -36,9 +36,7 @@ inline __m256 BroadcastPair(const Byte* p) {
   memcpy(&pair, p, sizeof pair);
   return _mm256_castpd_ps(_mm256_set1_pd(pair));
 }
-inline __m256 LowHalves(__m256i pairs) {
-  return _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
-}
+inline __m256 LowHalves(__m256i pairs) { return _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)); }
 inline __m256 HighHalves(__m256i pairs) {
   return _mm256_castsi256_ps(
       _mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xFFFF0000u))));
@@ -95,8 +93,8 @@ constexpr int kPairK[4] = {0, 4, 2, 6};
 
 /// One group of 16 k for 8 rows: adds to sum[t][quad], whose lanes are (row, parity of k).
 template <int kTokens>
-inline void DecodeGroup(const Byte* codes, const Byte* scales, const Byte* const* x,
-                        int64_t offset, __m256 (*sum)[2]) {
+inline void DecodeGroup(const Byte* codes, const Byte* scales, const Byte* const* x, int64_t offset,
+                        __m256 (*sum)[2]) {
   __m256 part[kTokens][2];
 #pragma GCC unroll 4
   for (int t = 0; t < kTokens; ++t) part[t][0] = part[t][1] = _mm256_setzero_ps();
@@ -153,10 +151,14 @@ void DecodeNvfp4Tokens(const Byte* strip, int64_t tiles, const Byte* const* x, f
 void DecodeNvfp4(const Byte* strip, int64_t tiles, const Byte* const* x, int tokens, float global,
                  float* y, int64_t ldy) {
   switch (tokens) {
-    case 1: return DecodeNvfp4Tokens<1>(strip, tiles, x, global, y, ldy);
-    case 2: return DecodeNvfp4Tokens<2>(strip, tiles, x, global, y, ldy);
-    case 3: return DecodeNvfp4Tokens<3>(strip, tiles, x, global, y, ldy);
-    default: return DecodeNvfp4Tokens<4>(strip, tiles, x, global, y, ldy);
+    case 1:
+      return DecodeNvfp4Tokens<1>(strip, tiles, x, global, y, ldy);
+    case 2:
+      return DecodeNvfp4Tokens<2>(strip, tiles, x, global, y, ldy);
+    case 3:
+      return DecodeNvfp4Tokens<3>(strip, tiles, x, global, y, ldy);
+    default:
+      return DecodeNvfp4Tokens<4>(strip, tiles, x, global, y, ldy);
   }
 }
 
@@ -200,10 +202,14 @@ void StripBlock(const Byte* strip, int64_t tiles, const Byte* const* x, float gl
 void DecodeBf16(const Byte* strip, int64_t tiles, const Byte* const* x, int tokens, float global,
                 float* y, int64_t ldy) {
   switch (tokens) {
-    case 1: return StripBlock<1, true>(strip, tiles, x, global, y, ldy);
-    case 2: return StripBlock<2, true>(strip, tiles, x, global, y, ldy);
-    case 3: return StripBlock<3, true>(strip, tiles, x, global, y, ldy);
-    default: return StripBlock<4, true>(strip, tiles, x, global, y, ldy);
+    case 1:
+      return StripBlock<1, true>(strip, tiles, x, global, y, ldy);
+    case 2:
+      return StripBlock<2, true>(strip, tiles, x, global, y, ldy);
+    case 3:
+      return StripBlock<3, true>(strip, tiles, x, global, y, ldy);
+    default:
+      return StripBlock<4, true>(strip, tiles, x, global, y, ldy);
   }
 }
 
@@ -232,8 +238,7 @@ inline void ExpandHalfGroup(const Byte* codes, __m256 scale, Byte* panel) {
     // Products have at most 6 significant bits: cutting off their low halves, which are zero, is the conversion.
     const __m256i p0 = _mm256_castps_si256(_mm256_mul_ps(WeightPair(group, j, 0), s0));
     const __m256i p1 = _mm256_castps_si256(_mm256_mul_ps(WeightPair(group, j, 1), s1));
-    const __m256i pairs =
-        _mm256_packus_epi32(_mm256_srli_epi32(p0, 16), _mm256_srli_epi32(p1, 16));
+    const __m256i pairs = _mm256_packus_epi32(_mm256_srli_epi32(p0, 16), _mm256_srli_epi32(p1, 16));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(panel + kPairK[j] / 2 * 64), pairs);
   }
 }
@@ -260,9 +265,8 @@ inline __m256 RoundBf16(__m256 x) {
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
   const __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
   const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
-  return HighHalves(_mm256_castps_si256(
-      _mm256_blendv_ps(_mm256_castsi256_ps(up), _mm256_castsi256_ps(quiet),
-                       _mm256_cmp_ps(x, x, _CMP_UNORD_Q))));
+  return HighHalves(_mm256_castps_si256(_mm256_blendv_ps(
+      _mm256_castsi256_ps(up), _mm256_castsi256_ps(quiet), _mm256_cmp_ps(x, x, _CMP_UNORD_Q))));
 }
 
 void PackBf16(const float* x, int64_t groups, Byte* out) {
@@ -271,9 +275,7 @@ void PackBf16(const float* x, int64_t groups, Byte* out) {
   }
 }
 
-inline __m256 Magnitude(__m256 x) {
-  return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x);
-}
+inline __m256 Magnitude(__m256 x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
 
 /// The largest |x| of a block, NaNs left out.
 inline float MaxMagnitude(__m256 x0, __m256 x1) {
@@ -353,8 +355,8 @@ void Gated(const GatedActivation& how, const float* gate, const float* up, float
   const __m256 limit = _mm256_set1_ps(how.limit);
   for (int i = 0; i < 16; i += 8) {
     const __m256 g = _mm256_min_ps(limit, _mm256_loadu_ps(gate + i));
-    const __m256 u = _mm256_max_ps(_mm256_set1_ps(-how.limit),
-                                   _mm256_min_ps(limit, _mm256_loadu_ps(up + i)));
+    const __m256 u =
+        _mm256_max_ps(_mm256_set1_ps(-how.limit), _mm256_min_ps(limit, _mm256_loadu_ps(up + i)));
     const __m256 e = Exp(_mm256_mul_ps(_mm256_set1_ps(-how.alpha), g));
     const __m256 glu = _mm256_div_ps(g, _mm256_add_ps(_mm256_set1_ps(1), e));
     _mm256_storeu_ps(h + i, _mm256_mul_ps(_mm256_add_ps(u, _mm256_set1_ps(how.beta)), glu));

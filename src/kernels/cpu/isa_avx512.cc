@@ -111,8 +111,8 @@ void DecodeBf16Tokens(const Byte* strip, int64_t tiles, const Byte* const* x, fl
   }
 #pragma GCC unroll 4
   for (int t = 0; t < kTokens; ++t) {
-    const __m512 total = _mm512_add_ps(_mm512_add_ps(sum[t][0], sum[t][1]),
-                                       _mm512_add_ps(sum[t][2], sum[t][3]));
+    const __m512 total =
+        _mm512_add_ps(_mm512_add_ps(sum[t][0], sum[t][1]), _mm512_add_ps(sum[t][2], sum[t][3]));
     _mm512_storeu_ps(y + t * ldy, _mm512_mul_ps(total, _mm512_set1_ps(global)));
   }
 }

@@ -31,9 +31,9 @@ inline void Prefetch(const std::byte* p) {
 
 /// The 16 E2M1 values as bf16, twice: vpermw ignores index bit 4, so a nibble need not be masked.
 inline __m512i CodesAsBf16() {
-  const __m256i t = _mm256_setr_epi16(0x0000, 0x3F00, 0x3F80, 0x3FC0, 0x4000, 0x4040, 0x4080,
-                                      0x40C0, -0x8000, -0x4100, -0x4080, -0x4040, -0x4000, -0x3FC0,
-                                      -0x3F80, -0x3F40);
+  const __m256i t =
+      _mm256_setr_epi16(0x0000, 0x3F00, 0x3F80, 0x3FC0, 0x4000, 0x4040, 0x4080, 0x40C0, -0x8000,
+                        -0x4100, -0x4080, -0x4040, -0x4000, -0x3FC0, -0x3F80, -0x3F40);
   return _mm512_broadcast_i64x4(t);
 }
 
@@ -49,9 +49,7 @@ inline __m512 HighHalves(__m512i pairs) {
   return _mm512_castsi512_ps(
       _mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xFFFF0000u))));
 }
-inline __m512 LowHalves(__m512i pairs) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
-}
+inline __m512 LowHalves(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
 
 void ExpandNvfp4(const std::byte* strip, int64_t tiles, std::byte* panel) {
   const __m512i table = CodesAsBf16();
@@ -83,8 +81,7 @@ inline __m512i RoundBf16(__m512 x) {
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   const __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
   const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
-  const __m512i rounded =
-      _mm512_mask_mov_epi32(up, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), quiet);
+  const __m512i rounded = _mm512_mask_mov_epi32(up, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), quiet);
   return _mm512_and_si512(rounded, _mm512_set1_epi32(static_cast<int>(0xFFFF0000u)));
 }
 
@@ -116,8 +113,7 @@ inline __m512 RoundE2m1(__m512 x) {
   const __m512i bits = _mm512_castps_si512(a);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 22), _mm512_set1_epi32(1));
   const __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x1FFFFF)));
-  const __m512 large =
-      _mm512_castsi512_ps(_mm512_andnot_si512(_mm512_set1_epi32(0x3FFFFF), up));
+  const __m512 large = _mm512_castsi512_ps(_mm512_andnot_si512(_mm512_set1_epi32(0x3FFFFF), up));
   const __m512 magic = _mm512_set1_ps(0x1p22f);  // its ulp is 0.5
   const __m512 small = _mm512_sub_ps(_mm512_add_ps(a, magic), magic);
   const __mmask16 is_small = _mm512_cmp_ps_mask(a, _mm512_set1_ps(1), _CMP_LT_OQ);
@@ -133,8 +129,7 @@ inline __m512 QuantizeBlock(__m512 x, float gscale) {
   const float scale = RoundE4m3(gscale * (MaxMagnitude(x) * kSixth));
   if (scale == 0) return _mm512_setzero_ps();
   const float inverse = 1.0f / (scale * (1.0f / gscale));
-  return _mm512_mul_ps(RoundE2m1(_mm512_mul_ps(x, _mm512_set1_ps(inverse))),
-                       _mm512_set1_ps(scale));
+  return _mm512_mul_ps(RoundE2m1(_mm512_mul_ps(x, _mm512_set1_ps(inverse))), _mm512_set1_ps(scale));
 }
 
 /// e^x for 16 numbers within 2 ulp: 2^n * e^r, |r| <= ln2 / 2, Taylor to r^7 (next term below 2^-27).
@@ -158,8 +153,8 @@ inline __m512 Exp(__m512 x) {
 void Gated(const GatedActivation& how, const float* gate, const float* up, float* h) {
   const __m512 limit = _mm512_set1_ps(how.limit), one = _mm512_set1_ps(1);
   const __m512 g = _mm512_min_ps(limit, _mm512_loadu_ps(gate));
-  const __m512 u = _mm512_max_ps(_mm512_set1_ps(-how.limit),
-                                 _mm512_min_ps(limit, _mm512_loadu_ps(up)));
+  const __m512 u =
+      _mm512_max_ps(_mm512_set1_ps(-how.limit), _mm512_min_ps(limit, _mm512_loadu_ps(up)));
   const __m512 e = Exp(_mm512_mul_ps(_mm512_set1_ps(-how.alpha), g));
   const __m512 glu = _mm512_div_ps(g, _mm512_add_ps(one, e));
   _mm512_storeu_ps(h, _mm512_mul_ps(_mm512_add_ps(u, _mm512_set1_ps(how.beta)), glu));

@@ -1,0 +1,307 @@
+#include "kernels/cpu/experts.h"
+
+#include <algorithm>
+#include <cstring>
+#include <variant>
+
+#include "base/error.h"
+#include "kernels/cpu/strips.h"
+
+namespace nibble::kernels::cpu {
+namespace {
+
+// A pair is one (token, rank); its position is its place in the order of experts, tokens ascending within one. Two parallel regions:
+//   up    unit (expert, 3 strips of I): gate and up, the activation function, and h rounded or quantized into its packed row
+//   down  unit (3 strips of H): every expert's part of these columns, then the weighted sums of all tokens over them
+// so that results meet only within a unit. Down's intermediate, [pairs][48], stays in a core's L2.
+
+bool AllEqual(const std::vector<float>& v) {
+  return std::all_of(v.begin(), v.end(), [&](float s) { return s == v[0]; });
+}
+
+class ExpertsCall {
+ public:
+  ExpertsCall(const CpuKernels& kernels, const PreparedExperts& e, const float* x, int64_t tokens,
+              const int32_t* ids, const float* weights, int top_k, float* y)
+      : kernels_(kernels),
+        e_(e),
+        x_(x),
+        tokens_(tokens),
+        ids_(ids),
+        weights_(weights),
+        top_k_(top_k),
+        y_(y),
+        pairs_(tokens * top_k),
+        gated_(!e.gate.empty()) {
+    const MoeQuantConfig& q = e.quant;
+    shards_ = gated_ ? 2 : 1;
+    NIBBLE_CHECK(q.a1_gscale.has_value() == q.a2_gscale.has_value(),
+                 "one activation scale without the other");
+    NIBBLE_CHECK(gated_ == (e.activation != Activation::kRelu2NoMul),
+                 "relu2_no_mul has no gate, the others have one");
+    shared_rows_ = !q.a1_gscale || AllEqual(*q.a1_gscale);
+    if (q.clamp_limit) how_.limit = *q.clamp_limit;
+    if (e.activation != Activation::kSilu) {
+      how_.alpha = q.alpha.value_or(1.0f);
+      how_.beta = q.beta.value_or(0.0f);
+    }
+  }
+
+  void Carve(Carver carver, int threads) {
+    const int64_t rows = shared_rows_ ? tokens_ : pairs_ * shards_;
+    first_ = carver.Take<int32_t>(e_.n_experts + 1);
+    active_ = carver.Take<int32_t>(e_.n_experts);
+    pair_at_ = carver.Take<int32_t>(pairs_);
+    position_of_ = carver.Take<int32_t>(pairs_);
+    x_rows_ = carver.Take<const std::byte*>(pairs_ * shards_);
+    h_rows_ = carver.Take<const std::byte*>(pairs_);
+    packed_x_ = carver.Take<std::byte>(rows * XBytes());
+    packed_h_ = carver.Take<std::byte>(pairs_ * HBytes());
+    partial_ = carver.Take<float>(threads * pairs_ * kBlockStride);
+    panels_ = carver.Take<std::byte>(threads * ThreadPanelBytes());
+    scratch_bytes_ = carver.used();
+  }
+  size_t scratch_bytes() const { return scratch_bytes_; }
+
+  void Gather();
+  void Pack(ThreadPool& pool);
+
+  void Up(ThreadPool& pool) {
+    const int64_t groups = Groups(e_.intermediate);
+    ForUnits(pool, n_active_ * groups, [&](int64_t unit, int thread) {
+      UpUnit(active_[unit / groups], unit % groups * kPanelStrips, thread);
+    });
+  }
+  void Down(ThreadPool& pool) {
+    ForUnits(pool, Groups(e_.hidden),
+             [&](int64_t unit, int thread) { DownUnit(unit * kPanelStrips, thread); });
+  }
+
+ private:
+  /// Contiguous parts while all units cost the same, which keeps each thread on its own streams; else whoever is free.
+  template <class F>
+  void ForUnits(ThreadPool& pool, int64_t units, F unit) {
+    if (tokens_ > 1) return pool.RunEach(units, unit);
+    pool.Run(units, [&](int64_t begin, int64_t end, int thread) {
+      for (int64_t u = begin; u < end; ++u) unit(u, thread);
+    });
+  }
+
+  static const PackedMatrix& Matrix(const PreparedWeight& w) { return std::get<PackedMatrix>(w); }
+  static int64_t Groups(int64_t n) { return (StripCount(n) + kPanelStrips - 1) / kPanelStrips; }
+  static int StripsIn(int64_t n, int64_t first) {
+    return static_cast<int>(std::min<int64_t>(kPanelStrips, StripCount(n) - first));
+  }
+  int64_t XBytes() const { return PackedRowBytes(kernels_, e_.hidden); }
+  int64_t HBytes() const { return PackedRowBytes(kernels_, e_.intermediate); }
+  int64_t ThreadPanelBytes() const {
+    return kPanelStrips * std::max(shards_ * PanelBytes(e_.hidden), PanelBytes(e_.intermediate));
+  }
+  std::byte* ThreadPanels(int thread) const { return panels_ + thread * ThreadPanelBytes(); }
+  int64_t CountOf(int64_t expert) const { return first_[expert + 1] - first_[expert]; }
+
+  const float* A1(int64_t expert, int shard) const {
+    const auto& a1 = e_.quant.a1_gscale;
+    return a1 ? &(*a1)[expert * shards_ + shard] : nullptr;
+  }
+  const float* A2(int64_t expert) const {
+    const auto& a2 = e_.quant.a2_gscale;
+    return a2 ? &(*a2)[expert] : nullptr;
+  }
+  /// What an accumulator is multiplied with: the weight's global scale and, of a quantized activation, its own.
+  static float Factor(float alpha, const float* gscale) {
+    return gscale != nullptr ? alpha * (1.0f / *gscale) : alpha;
+  }
+
+  void UpUnit(int64_t expert, int64_t first_strip, int thread);
+  void Activate(int64_t expert, const float* gate, const float* up, std::byte* out) const;
+  void DownUnit(int64_t first_strip, int thread);
+  void WeightedSum(const float* partial, int64_t column, int64_t columns);
+
+  const CpuKernels& kernels_;
+  const PreparedExperts& e_;
+  const float* x_;
+  int64_t tokens_;
+  const int32_t* ids_;
+  const float* weights_;
+  int top_k_;
+  float* y_;
+  int64_t pairs_;
+  bool gated_;
+  int shards_ = 1;
+  bool shared_rows_ = true;  // one packed row a token serves all experts
+  GatedActivation how_;
+
+  size_t scratch_bytes_ = 0;
+  int64_t n_active_ = 0;
+  int32_t* first_ = nullptr;            // [E + 1] an expert's first position
+  int32_t* active_ = nullptr;           // [n_active_] experts that have tokens
+  int32_t* pair_at_ = nullptr;          // [pairs] of a position
+  int32_t* position_of_ = nullptr;      // [pairs] of a pair
+  const std::byte** x_rows_ = nullptr;  // [shards][pairs] by position
+  const std::byte** h_rows_ = nullptr;  // [pairs] by position
+  std::byte* packed_x_ = nullptr;       // [tokens] or [shards][pairs] rows of XBytes()
+  std::byte* packed_h_ = nullptr;       // [pairs] rows of HBytes(), by position
+  float* partial_ = nullptr;            // [threads][pairs][kBlockStride]
+  std::byte* panels_ = nullptr;         // [threads][ThreadPanelBytes()]
+};
+
+/// Counting sort of the pairs by expert.
+void ExpertsCall::Gather() {
+  std::fill_n(first_, e_.n_experts + 1, 0);
+  for (int64_t p = 0; p < pairs_; ++p) {
+    NIBBLE_CHECK(ids_[p] >= 0 && ids_[p] < e_.n_experts, "an expert that does not exist");
+    ++first_[ids_[p] + 1];
+  }
+  n_active_ = 0;
+  for (int64_t e = 0; e < e_.n_experts; ++e) {
+    if (first_[e + 1] > 0) active_[n_active_++] = static_cast<int32_t>(e);
+    first_[e + 1] += first_[e];
+  }
+  // first_[e] runs through e's positions, and is moved back afterwards.
+  for (int64_t p = 0; p < pairs_; ++p) {
+    const int32_t position = first_[ids_[p]]++;
+    pair_at_[position] = static_cast<int32_t>(p);
+    position_of_[p] = position;
+  }
+  std::move_backward(first_, first_ + e_.n_experts, first_ + e_.n_experts + 1);
+  first_[0] = 0;
+  for (int64_t i = 0; i < pairs_; ++i) h_rows_[i] = packed_h_ + i * HBytes();
+}
+
+void ExpertsCall::Pack(ThreadPool& pool) {
+  const auto pack_shared = [&](int64_t begin, int64_t end, int) {
+    for (int64_t t = begin; t < end; ++t) {
+      std::byte* row = packed_x_ + t * XBytes();
+      PackRow(kernels_, x_ + t * e_.hidden, e_.hidden, A1(0, 0), row);
+      for (int j = 0; j < top_k_; ++j) {
+        const int64_t position = position_of_[t * top_k_ + j];
+        for (int s = 0; s < shards_; ++s) x_rows_[s * pairs_ + position] = row;
+      }
+    }
+  };
+  const auto pack_each = [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t pair = pair_at_[i], expert = ids_[pair];
+      const float* x = x_ + pair / top_k_ * e_.hidden;
+      std::byte* row = packed_x_ + i * XBytes();
+      PackRow(kernels_, x, e_.hidden, A1(expert, 0), row);
+      x_rows_[i] = row;
+      if (shards_ == 1) continue;
+      if (*A1(expert, 1) != *A1(expert, 0)) {
+        row = packed_x_ + (pairs_ + i) * XBytes();
+        PackRow(kernels_, x, e_.hidden, A1(expert, 1), row);
+      }
+      x_rows_[pairs_ + i] = row;
+    }
+  };
+  const int64_t units = shared_rows_ ? tokens_ : pairs_;
+  const bool small = units * e_.hidden <= kInlinePackElements;
+  if (shared_rows_) {
+    small ? pack_shared(0, units, 0) : pool.Run(units, pack_shared);
+  } else {
+    small ? pack_each(0, units, 0) : pool.Run(units, pack_each);
+  }
+}
+
+/// 16 neighbouring elements of h, packed: a strip's rows are one NVFP4 block of the next multiplication.
+void ExpertsCall::Activate(int64_t expert, const float* gate, const float* up,
+                           std::byte* out) const {
+  float h[kStripRows];
+  if (gated_) {
+    kernels_.gated_activation(how_, gate, up, h);
+  } else {
+    for (int r = 0; r < kStripRows; ++r) {
+      const float u = std::clamp(up[r], -how_.limit, how_.limit);
+      h[r] = u > 0 ? u * u : 0 * u;  // 0 * u: a NaN stays one
+    }
+  }
+  PackGroups(kernels_, h, 1, A2(expert), out);
+}
+
+void ExpertsCall::UpUnit(int64_t expert, int64_t first_strip, int thread) {
+  const PackedMatrix& up = Matrix(e_.up[expert]);
+  const int strips = StripsIn(up.n, first_strip);
+  const int64_t count = CountOf(expert), first = first_[expert];
+  std::byte* panels = ThreadPanels(thread);
+  const float* alphas = &e_.quant.g1_alphas[expert * shards_];
+  const int up_shard = shards_ - 1;
+
+  const StripGroup ups(kernels_, up, first_strip, strips, UsesPanels(kernels_, up.format, count),
+                       panels);
+  const PackedMatrix& gate = gated_ ? Matrix(e_.gate[expert]) : up;
+  const StripGroup gates(kernels_, gate, first_strip, gated_ ? strips : 0,
+                         UsesPanels(kernels_, gate.format, count),
+                         panels + kPanelStrips * PanelBytes(e_.hidden));
+  const float gate_factor = Factor(alphas[0], A1(expert, 0));
+  const float up_factor = Factor(alphas[up_shard], A1(expert, up_shard));
+
+  const bool last = first_strip + strips == StripCount(e_.intermediate);
+  const int64_t strip_bytes = kStripRows * kernels_.activation_bytes;
+  for (int64_t t = 0; t < count; t += kBlockTokens) {
+    float g[kBlockTokens * kBlockStride], u[kBlockTokens * kBlockStride];
+    const int64_t n = std::min<int64_t>(kBlockTokens, count - t);
+    if (gated_) gates.Multiply(x_rows_ + first + t, n, gate_factor, g, kBlockStride);
+    ups.Multiply(x_rows_ + up_shard * pairs_ + first + t, n, up_factor, u, kBlockStride);
+    for (int64_t i = 0; i < n; ++i) {
+      std::byte* row = packed_h_ + (first + t + i) * HBytes();
+      for (int s = 0; s < strips; ++s) {
+        const int64_t at = i * kBlockStride + s * kStripRows;
+        Activate(expert, g + at, u + at, row + (first_strip + s) * strip_bytes);
+      }
+      if (last) {
+        std::fill(row + e_.intermediate * kernels_.activation_bytes, row + HBytes(), std::byte{0});
+      }
+    }
+  }
+}
+
+void ExpertsCall::DownUnit(int64_t first_strip, int thread) {
+  float* partial = partial_ + thread * pairs_ * kBlockStride;
+  const int strips = StripsIn(e_.hidden, first_strip);
+  for (int64_t i = 0; i < n_active_; ++i) {
+    const int64_t expert = active_[i], count = CountOf(expert), first = first_[expert];
+    const PackedMatrix& down = Matrix(e_.down[expert]);
+    const StripGroup group(kernels_, down, first_strip, strips,
+                           UsesPanels(kernels_, down.format, count), ThreadPanels(thread));
+    group.Multiply(h_rows_ + first, count, Factor(e_.quant.g2_alphas[expert], A2(expert)),
+                   partial + first * kBlockStride, kBlockStride);
+  }
+  WeightedSum(partial, first_strip * kStripRows, strips * kStripRows);
+}
+
+/// y[t, column ..] = sum of the token's rows of `partial`, in the order of its ranks.
+void ExpertsCall::WeightedSum(const float* partial, int64_t column, int64_t columns) {
+  for (int64_t t = 0; t < tokens_; ++t) {
+    for (int64_t c = 0; c < columns; c += kStripRows) {
+      float sum[kStripRows] = {};
+      for (int64_t p = t * top_k_; p < (t + 1) * top_k_; ++p) {
+        const float weight = weights_[p];
+        const float* from = partial + position_of_[p] * kBlockStride + c;
+        for (int r = 0; r < kStripRows; ++r) sum[r] += weight * from[r];
+      }
+      std::copy_n(sum, kStripRows, y_ + t * e_.hidden + column + c);
+    }
+  }
+}
+
+}  // namespace
+
+Result<void> Experts(const CpuKernels& kernels, ThreadPool& pool, Scratch& scratch,
+                     const PreparedExperts& experts, const float* x, int64_t tokens,
+                     const int32_t* expert_ids, const float* weights, int top_k, float* y) {
+  NIBBLE_CHECK(experts.hidden % kStripRows == 0 && experts.intermediate % kStripRows == 0,
+               "hidden and intermediate must be multiples of 16");
+  if (tokens == 0) return {};
+  ExpertsCall call(kernels, experts, x, tokens, expert_ids, weights, top_k, y);
+  call.Carve(Carver(), pool.threads());
+  NIBBLE_TRY(std::byte * memory, scratch.Reserve(call.scratch_bytes()));
+  call.Carve(Carver(memory), pool.threads());
+  call.Gather();
+  call.Pack(pool);
+  call.Up(pool);
+  call.Down(pool);
+  return {};
+}
+
+}  // namespace nibble::kernels::cpu
