@@ -2,14 +2,16 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "base/error.h"
-#include "base/json.h"
+#include "checkpoint/modules.h"
 #include "layout/quant_key.h"
 #include "layout/words.h"
+#include "scheme/names.h"
 
 namespace nibble::scheme {
 
@@ -30,63 +32,71 @@ enum class ModuleClass : uint8_t {
 struct ModuleQuery {
   std::string_view name;  // as in the checkpoint: "model.layers.3.mlp.experts"
   ModuleClass module_class = ModuleClass::kLinear;
-  int experts = 0;    // kExperts: how many
+  int experts = 0;    // kExperts: how many, > 0
   bool gated = true;  // kExperts: whether there is a gate_proj
 };
 
 /// What the KV cache is declared to hold.
 enum class KvCacheScheme : uint8_t { kBf16, kFp8 };
 
-/// One quantizer's dialect: what its configuration says of one linear. Made by ReadModelopt and
-/// ReadCompressedTensors.
+/// One quantizer's dialect: what its configuration says of one linear. Immutable.
 class Dialect {
  public:
-  virtual ~Dialect() = default;
-
   struct Answer {
     ModuleScheme module;
-    bool by_default = false;  // only because it is a linear, not because anything names it
+    bool by_name = false;  // something names just this module; not a rule for all linears
   };
-  /// `names`: the module's name in its spellings, then (of an expert's projection) those of the
-  /// stack and block that hold it.
+
+  virtual ~Dialect() = default;
+
   /// `*steps` is raised by the work of matching patterns.
-  virtual Result<Answer> Resolve(const std::vector<std::vector<std::string>>& names,
-                                 uint64_t* steps) const = 0;
+  /// errors kCorruptFile: two rules of equal rank contradict each other
+  virtual Result<Answer> Resolve(const ModuleName& name, uint64_t* steps) const = 0;
 };
 
+/// What a dialect's reader makes.
+struct QuantConfigParts {
+  SourceFormat source_format = SourceFormat::kNone;
+  std::shared_ptr<const Dialect> dialect;  // null: nothing is quantized
+  KvCacheScheme kv_cache = KvCacheScheme::kBf16;
+  std::string kv_cache_evidence;
+  std::vector<std::string> warnings;
+};
+
+/// What SchemeOf must know of a module of the model.
+ModuleQuery QueryOf(const checkpoint::ModuleSpec& module);
+
 /// The quantization that a checkpoint's configuration declares. Immutable; safe to read from many
-/// threads.
+/// threads; cheap to copy.
 class QuantConfig {
  public:
   /// No quantization at all: every module is 16 bits.
-  QuantConfig();
+  QuantConfig() = default;
+  explicit QuantConfig(QuantConfigParts parts) : parts_(std::move(parts)) {}
 
-  SourceFormat source_format() const { return source_format_; }
-  KvCacheScheme kv_cache() const { return kv_cache_; }
+  SourceFormat source_format() const { return parts_.source_format; }
+  KvCacheScheme kv_cache() const { return parts_.kv_cache; }
   /// Where the KV cache's scheme is said; empty when nothing says anything.
-  const std::string& kv_cache_evidence() const { return kv_cache_evidence_; }
-  /// Things a person should see: contradictions that the order of precedence decided, groups that
+  const std::string& kv_cache_evidence() const { return parts_.kv_cache_evidence; }
+  /// What a person should see: contradictions that the order of precedence decided, groups that
   /// were passed over.
-  const std::vector<std::string>& warnings() const { return warnings_; }
+  const std::vector<std::string>& warnings() const { return parts_.warnings; }
 
-  /// The declared scheme of a module. Tensors are never looked at.
-  /// errors kCorruptFile: the projections of one layer's experts disagree, or those that share an
-  /// input (q, k, v; gate, up) do,
-  ///        naming them; matching the patterns would take too long
+  /// The declared scheme of one module. Tensors are never looked at.
+  /// errors kCorruptFile: the projections of one layer's experts disagree (naming two of them);
+  ///        rules contradict each other; matching the patterns would take too long
   Result<ModuleScheme> SchemeOf(const ModuleQuery& module) const;
 
+  /// The schemes of a whole model's modules, in their order. Also sees that linears which share
+  /// an input (q, k and v; gate and up) have one scheme, as their producers mean them to.
+  /// errors as SchemeOf's; kCorruptFile naming two that disagree
+  Result<std::vector<ModuleScheme>> SchemesOf(std::span<const ModuleQuery> modules) const;
+
  private:
-  friend struct QuantConfigBuilder;
-
   Result<Dialect::Answer> Resolve(std::string_view name, uint64_t* steps) const;
-  Result<ModuleScheme> ExpertsScheme(const ModuleQuery& module) const;
-  Result<void> CheckShards(std::string_view name, const ModuleScheme& found, uint64_t* steps) const;
+  Result<ModuleScheme> SchemeOfExperts(const ModuleQuery& module) const;
 
-  SourceFormat source_format_ = SourceFormat::kNone;
-  std::shared_ptr<const Dialect> dialect_;  // null: not quantized
-  KvCacheScheme kv_cache_ = KvCacheScheme::kBf16;
-  std::string kv_cache_evidence_;
-  std::vector<std::string> warnings_;
+  QuantConfigParts parts_;
 };
 
 }  // namespace nibble::scheme
