@@ -1,0 +1,129 @@
+#include "command.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <charconv>
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+
+namespace nibble::app {
+namespace {
+
+std::atomic<bool> interrupted{false};
+
+double Now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+bool IsTerminal() {
+  const char* term = std::getenv("TERM");
+  return isatty(STDERR_FILENO) && (term == nullptr || std::string_view(term) != "dumb");
+}
+
+}  // namespace
+
+bool Interrupted() {
+  // Installed on first use: verbs that never ask end on Ctrl-C as any program does.
+  static const bool installed = [] {
+    struct sigaction action {};
+    action.sa_handler = [](int) { interrupted = true; };
+    action.sa_flags = static_cast<int>(SA_RESETHAND);  // the second Ctrl-C ends the process
+    return sigaction(SIGINT, &action, nullptr) == 0;
+  }();
+  return installed && interrupted;
+}
+
+void ModelOptions::AddTo(CLI::App& app) {
+  app.add_option("DIR", dir, "checkpoint directory")->required();
+  app.add_option("--moe-backend", moe_backend,
+                 "backend to force: NAME, or nvfp4=NAME,fp8=NAME,bf16=NAME")
+      ->envname("NIBBLE_MOE_BACKEND");
+  app.add_option("--activation-precision", activation_precision,
+                 "auto (the checkpoint's own) or bf16 (raise W4A4 to W4A16)");
+  app.add_option("--ctx", context,
+                 "tokens of context to reserve (default: the model's own, up to 32768)")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
+  app.add_option("-t,--threads", threads, "threads (default: one a physical core)")
+      ->check(CLI::Range(0, 1024));
+  app.add_flag("--json", json, "one JSON object on stdout, for programs");
+}
+
+Result<engine::EngineOptions> ModelOptions::Parse() const {
+  engine::EngineOptions out;
+  out.threads = threads;
+  out.wishes.context = context;
+  NIBBLE_CHECK_OK(plan::ParseMoeBackend(moe_backend, &out.wishes));
+  NIBBLE_CHECK_OK(plan::ParseActivationPrecision(activation_precision, &out.wishes));
+  return out;
+}
+
+Result<std::unique_ptr<engine::Engine>> OpenEngine(const ModelOptions& options) {
+  NIBBLE_TRY(const engine::EngineOptions engine_options, options.Parse());
+  ProgressBar bar("preparing weights");
+  return engine::Engine::Open(options.dir, engine_options, [&](uint64_t done, uint64_t total) {
+    bar.Update(done, total, "MB");
+  });
+}
+
+Result<std::vector<int32_t>> ParseIds(std::string_view text) {
+  std::vector<int32_t> out;
+  while (!text.empty()) {
+    const size_t end = text.find_first_of(", \n\t");
+    const std::string_view item = text.substr(0, end);
+    text = end == text.npos ? std::string_view{} : text.substr(end + 1);
+    if (item.empty()) continue;
+    int32_t id = 0;
+    const auto [stop, error] = std::from_chars(item.data(), item.data() + item.size(), id);
+    if (error != std::errc() || stop != item.data() + item.size() || id < 0) {
+      return Err(ErrorCode::kInvalidArgument, "\"{}\" is no token id", item.substr(0, 32));
+    }
+    out.push_back(id);
+  }
+  return out;
+}
+
+int Fail(const Error& error, bool json) {
+  fmt::print(stderr, "nibble: error: {}\n", error.Message());
+  if (json) {
+    Json body =
+        Json::Object{{"code", Json(NameOf(error.code))}, {"message", Json(error.Message())}};
+    PrintJson(Json::Object{{"error", std::move(body)}});
+  }
+  return ExitCodeOf(error.code);
+}
+
+void PrintJson(const Json& value, int indent) {
+  JsonStyle style;
+  style.indent = indent;
+  if (indent > 0) style.comma = ",";
+  fmt::print("{}\n", WriteJson(value, style));
+  std::fflush(stdout);
+}
+
+ProgressBar::ProgressBar(std::string label) : label_(std::move(label)), start_(Now()) {}
+
+ProgressBar::~ProgressBar() {
+  if (shown_) fmt::print(stderr, "\r\033[K");
+}
+
+void ProgressBar::Update(uint64_t done, uint64_t total, std::string_view unit) {
+  static const bool terminal = IsTerminal();
+  const double now = Now();
+  // Short work shows nothing; longer work at most ten times a second.
+  if (!terminal || total == 0 || now - start_ < 0.3 || (now - last_ < 0.1 && done < total)) return;
+  last_ = now;
+  shown_ = true;
+  constexpr int kWidth = 30;
+  const double part = static_cast<double>(done) / static_cast<double>(total);
+  const int filled = static_cast<int>(part * kWidth);
+  const double scale = unit == "MB" ? 1e-6 : 1;
+  fmt::print(stderr, "\r{} [{:=<{}}{: <{}}] {:.0f}/{:.0f} {}  {:.0f} s left\033[K", label_, "",
+             filled, "", kWidth - filled, static_cast<double>(done) * scale,
+             static_cast<double>(total) * scale, unit,
+             (now - start_) * (1 - part) / std::max(part, 1e-9));
+}
+
+}  // namespace nibble::app

@@ -1,0 +1,63 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <functional>
+#include <string>
+
+#include "base/json.h"
+#include "engine/engine.h"
+
+namespace nibble::app {
+
+// What the verbs share. One file a verb; each adds itself to the command line and runs when chosen.
+
+/// What a verb ends with: an exit code (ExitCodeOf), the error already told.
+using Verb = std::function<int()>;
+
+/// Options of every verb that loads a model.
+struct ModelOptions {
+  std::string dir;
+  std::string moe_backend, activation_precision = "auto";
+  int64_t context = 0;
+  int threads = 0;
+  bool json = false;
+
+  void AddTo(CLI::App& app);
+  Result<engine::EngineOptions> Parse() const;
+};
+
+/// Loads with a progress bar on a terminal.
+Result<std::unique_ptr<engine::Engine>> OpenEngine(const ModelOptions& options);
+
+/// Token ids separated by commas or white space. errors  kInvalidArgument naming what is no id
+Result<std::vector<int32_t>> ParseIds(std::string_view text);
+
+/// Tells an error on stderr, and on stdout as {"error": …} when programs listen; gives its exit code.
+int Fail(const Error& error, bool json);
+
+/// Prints one JSON value and a newline on stdout.
+void PrintJson(const Json& value, int indent = 0);
+
+/// A line that overwrites itself on a terminal; elsewhere nothing at all.
+class ProgressBar {
+ public:
+  explicit ProgressBar(std::string label);
+  ~ProgressBar();
+  void Update(uint64_t done, uint64_t total, std::string_view unit);
+
+ private:
+  std::string label_;
+  bool shown_ = false;
+  double start_ = 0, last_ = 0;
+};
+
+/// Set by Ctrl-C; generation stops at the next token.
+bool Interrupted();
+
+Verb AddRun(CLI::App& app);
+Verb AddInspect(CLI::App& app);
+Verb AddTokenize(CLI::App& app);
+Verb AddDetokenize(CLI::App& app);
+Verb AddEval(CLI::App& app);
+
+}  // namespace nibble::app
