@@ -1,0 +1,175 @@
+#include "kernels/cpu/linear.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "kernels/cpu/test_support.h"
+
+namespace nibble::kernels::cpu {
+namespace {
+
+struct Shard {
+  TestMatrix matrix;
+  std::optional<float> input_scale;
+  int64_t column = 0;
+};
+
+struct Case {
+  std::vector<Shard> shards;
+  int64_t tokens = 0, k = 0, ldy = 0;
+  std::vector<float> x;
+};
+
+/// One to three shards of odd heights and mixed formats, with gaps between their columns.
+Case RandomCase(Random& random) {
+  Case c;
+  c.k = 16 * (1 + random() % 25);
+  c.tokens = random() % 3 == 0 ? 1 + random() % 40 : 1 + random() % 9;
+  const int shards = 1 + random() % 3;
+  for (int i = 0; i < shards; ++i) {
+    const TileFormat format = random() % 4 == 0 ? TileFormat::kBf16 : TileFormat::kNvfp4;
+    const float global = format == TileFormat::kBf16 ? 1.0f : random() % 2 ? 2e-5f : 0.0123f;
+    Shard shard{RandomMatrix(random, format, 1 + random() % 70, c.k, global), {}, c.ldy};
+    if (format == TileFormat::kNvfp4 && random() % 3 == 0) {
+      shard.input_scale = random() % 2 ? 0.002f : 0.0007f;
+    }
+    c.ldy += shard.matrix.n + random() % 3;
+    c.shards.push_back(std::move(shard));
+  }
+  c.x = RandomFloats(random, c.tokens * c.k);
+  return c;
+}
+
+std::vector<float> RunLinear(const Case& c, CpuIsa isa, int threads, Scratch& scratch) {
+  std::vector<PreparedLinearShard> prepared(c.shards.size());
+  std::vector<const PreparedLinearShard*> pointers;
+  std::vector<int64_t> columns;
+  for (size_t i = 0; i < c.shards.size(); ++i) {
+    prepared[i].weight = c.shards[i].matrix.view();
+    prepared[i].n = c.shards[i].matrix.n;
+    prepared[i].global = c.shards[i].matrix.global;
+    prepared[i].input_scale = c.shards[i].input_scale;
+    pointers.push_back(&prepared[i]);
+    columns.push_back(c.shards[i].column);
+  }
+  ThreadPool pool(threads);
+  std::vector<float> y(c.tokens * c.ldy, std::numeric_limits<float>::quiet_NaN());
+  EXPECT_TRUE(Linear(KernelsFor(isa), pool, scratch, pointers, columns, c.x.data(), c.tokens, c.k,
+                     y.data(), c.ldy));
+  return y;
+}
+
+bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+void ExpectTruth(const Case& c, const std::vector<float>& y) {
+  std::vector<bool> written(y.size());
+  for (const Shard& shard : c.shards) {
+    for (int64_t t = 0; t < c.tokens; ++t) {
+      const float gscale = shard.input_scale ? 1.0f / *shard.input_scale : 0;
+      const auto x =
+          ActivationTruth(c.x.data() + t * c.k, c.k, shard.input_scale ? &gscale : nullptr);
+      for (int64_t r = 0; r < shard.matrix.n; ++r) {
+        const Truth truth = DotTruth(shard.matrix, r, x);
+        const int64_t at = t * c.ldy + shard.column + r;
+        written[at] = true;
+        ASSERT_NEAR(y[at], truth.value, truth.bound)
+            << "n " << shard.matrix.n << " k " << c.k << " token " << t << "/" << c.tokens
+            << " row " << r << " W4A4 " << shard.input_scale.has_value();
+      }
+    }
+  }
+  for (size_t i = 0; i < y.size(); ++i) {
+    ASSERT_TRUE(written[i] || std::isnan(y[i])) << "column between shards was written";
+  }
+}
+
+class LinearTest : public testing::TestWithParam<CpuIsa> {};
+
+TEST_P(LinearTest, IsWithinTheFp32BoundAndIndependentOfThreadsAndScratch) {
+  Random random(11);
+  for (int round = 0; round < 60; ++round) {
+    const Case c = RandomCase(random);
+    Scratch scratch;
+    const auto y = RunLinear(c, GetParam(), 1, scratch);
+    ExpectTruth(c, y);
+    if (HasFatalFailure()) return;
+    for (int threads : {2, 3, 7}) {
+      std::memset(scratch.bytes().data(), 0xFF, scratch.bytes().size());
+      EXPECT_TRUE(SameBits(RunLinear(c, GetParam(), threads, scratch), y)) << threads;
+    }
+  }
+}
+
+TEST_P(LinearTest, ATokenHasTheSameBitsWhateverPanelItIsIn) {
+  Random random(12);
+  Case c;
+  c.k = 192;
+  c.tokens = 40;
+  c.ldy = 70;
+  c.shards.push_back({RandomMatrix(random, TileFormat::kNvfp4, 70, c.k, 0.01f), {}, 0});
+  c.x = RandomFloats(random, c.tokens * c.k);
+  Scratch scratch;
+  const auto all = RunLinear(c, GetParam(), 1, scratch);
+  for (int64_t tokens = KernelsFor(GetParam()).nvfp4_panel_tokens; tokens < 40; ++tokens) {
+    Case part{{}, tokens, c.k, c.ldy, c.x};
+    part.shards.push_back({Copy(c.shards[0].matrix), {}, 0});
+    const auto y = RunLinear(part, GetParam(), 1, scratch);
+    EXPECT_EQ(std::memcmp(y.data(), all.data(), y.size() * sizeof(float)), 0) << tokens;
+  }
+}
+
+TEST_P(LinearTest, ZeroWeightsGiveZeroAndNansStayInTheirToken) {
+  Random random(13);
+  Case c;
+  c.k = 64;
+  c.tokens = 3;
+  c.ldy = 20;
+  c.shards.push_back({RandomMatrix(random, TileFormat::kNvfp4, 20, c.k, 0.5f), {}, 0});
+  std::fill(c.shards[0].matrix.scales.begin(), c.shards[0].matrix.scales.end(), uint8_t{0});
+  NaivePack(c.shards[0].matrix);
+  c.x = RandomFloats(random, c.tokens * c.k);
+  c.x[c.k + 5] = std::numeric_limits<float>::quiet_NaN();
+  Scratch scratch;
+  const auto y = RunLinear(c, GetParam(), 2, scratch);
+  for (int64_t i = 0; i < 60; ++i) {
+    if (i / 20 == 1) {
+      EXPECT_TRUE(std::isnan(y[i])) << i;
+    } else {
+      EXPECT_EQ(y[i], 0.0f) << i;
+    }
+  }
+}
+
+TEST(LinearAcrossIsas, DifferOnlyWithinTheirBounds) {
+  Random random(14);
+  for (int round = 0; round < 20; ++round) {
+    const Case c = RandomCase(random);
+    Scratch scratch;
+    const auto scalar = RunLinear(c, CpuIsa::kScalar, 1, scratch);
+    for (CpuIsa isa : IsasOfThisMachine()) {
+      const auto y = RunLinear(c, isa, 2, scratch);
+      for (const Shard& shard : c.shards) {
+        for (int64_t t = 0; t < c.tokens; ++t) {
+          const float gscale = shard.input_scale ? 1.0f / *shard.input_scale : 0;
+          const auto x =
+              ActivationTruth(c.x.data() + t * c.k, c.k, shard.input_scale ? &gscale : nullptr);
+          for (int64_t r = 0; r < shard.matrix.n; ++r) {
+            const int64_t at = t * c.ldy + shard.column + r;
+            ASSERT_NEAR(y[at], scalar[at], 2 * DotTruth(shard.matrix, r, x).bound) << NameOf(isa);
+          }
+        }
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Every, LinearTest, testing::ValuesIn(IsasOfThisMachine()), IsaTestName);
+
+}  // namespace
+}  // namespace nibble::kernels::cpu

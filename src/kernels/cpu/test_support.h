@@ -1,0 +1,170 @@
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "kernels/cpu/cpu_kernels.h"
+#include "kernels/cpu/isa.h"
+#include "layout/cpu_tile.h"
+#include "numerics/bf16.h"
+#include "numerics/nvfp4.h"
+
+namespace nibble::kernels::cpu {
+
+// What the tests of this folder share: random matrices, a packer written from the comment in layout/cpu_tile.h alone, and truths in
+// double made from numerics/.
+
+inline constexpr double kEpsilon = 0x1p-24;  // half an ulp of fp32, relative
+
+inline std::vector<CpuIsa> IsasOfThisMachine() {
+  std::vector<CpuIsa> isas;
+  for (CpuIsa isa : {CpuIsa::kScalar, CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16}) {
+    if (HasIsa(isa)) isas.push_back(isa);
+  }
+  return isas;
+}
+
+inline std::string IsaTestName(const testing::TestParamInfo<CpuIsa>& info) {
+  return std::string(NameOf(info.param));
+}
+
+/// Memory on a 64-byte boundary, exactly as long as asked for, so that AddressSanitizer sees a read beyond it.
+class AlignedBytes {
+ public:
+  explicit AlignedBytes(size_t bytes = 0) : storage_(new (std::align_val_t(64)) std::byte[bytes]) {
+    std::memset(storage_.get(), 0xFF, bytes);
+  }
+  std::byte* data() { return storage_.get(); }
+  const std::byte* data() const { return storage_.get(); }
+
+ private:
+  struct Delete {
+    void operator()(std::byte* p) const { ::operator delete[](p, std::align_val_t(64)); }
+  };
+  std::unique_ptr<std::byte[], Delete> storage_;
+};
+
+/// A matrix of either format, unpacked: element (r, c) is value * global.
+struct TestMatrix {
+  TileFormat format = TileFormat::kNvfp4;
+  int64_t n = 0, k = 0;
+  float global = 1;
+  std::vector<uint8_t> codes, scales;  // NVFP4: one code a byte [n, k]; [n, k / 16]
+  std::vector<uint16_t> bits;          // bf16 [n, k]
+  AlignedBytes packed;
+
+  double At(int64_t r, int64_t c) const {
+    if (format == TileFormat::kBf16) return ToFloat(Bf16{bits[r * k + c]});
+    return static_cast<double>(DecodeE2m1(codes[r * k + c])) *
+           DecodeE4m3(scales[r * (k / 16) + c / 16]);
+  }
+  PackedMatrix view() const { return {format, n, k, packed.data()}; }
+};
+
+inline void NaivePack(TestMatrix& m) {
+  m.packed = AlignedBytes(PackedBytes(m.format, m.n, m.k));
+  std::memset(m.packed.data(), 0, PackedBytes(m.format, m.n, m.k));
+  for (int64_t row = 0; row < m.n; ++row) {
+    std::byte* strip = m.packed.data() + row / 16 * StripBytes(m.format, m.k);
+    const int64_t r = row % 16;
+    for (int64_t c = 0; c < m.k; ++c) {
+      std::byte* tile = strip + c / 64 * TileBytes(m.format);
+      const int64_t in_tile = c % 64;
+      if (m.format == TileFormat::kBf16) {
+        std::memcpy(tile + in_tile / 2 * 64 + r * 4 + in_tile % 2 * 2, &m.bits[row * m.k + c], 2);
+        continue;
+      }
+      const int64_t g = in_tile / 16, z = in_tile / 8 % 2, i = in_tile % 8 / 2, h = in_tile % 2;
+      uint16_t word;
+      std::memcpy(&word, tile + g * 128 + z * 64 + r * 4 + h * 2, 2);
+      word = static_cast<uint16_t>(word | (m.codes[row * m.k + c] << (4 * i)));
+      std::memcpy(tile + g * 128 + z * 64 + r * 4 + h * 2, &word, 2);
+      tile[512 + g * 16 + r] = static_cast<std::byte>(m.scales[row * (m.k / 16) + c / 16]);
+    }
+  }
+}
+
+inline TestMatrix Copy(const TestMatrix& m) {
+  TestMatrix copy{m.format, m.n, m.k, m.global, m.codes, m.scales, m.bits, AlignedBytes()};
+  NaivePack(copy);
+  return copy;
+}
+
+using Random = std::mt19937;
+
+inline std::vector<float> RandomFloats(Random& random, int64_t count, float deviation = 1) {
+  std::normal_distribution<float> normal(0, deviation);
+  std::vector<float> v(count);
+  for (float& f : v) f = normal(random);
+  return v;
+}
+
+/// Codes of all kinds; block scales mostly between 1/8 and 2, some zero, some of the subnormals from 2^-9 on, some the largest.
+inline TestMatrix RandomMatrix(Random& random, TileFormat format, int64_t n, int64_t k,
+                               float global) {
+  TestMatrix m;
+  m.format = format;
+  m.n = n;
+  m.k = k;
+  m.global = global;
+  if (format == TileFormat::kBf16) {
+    for (float f : RandomFloats(random, n * k)) m.bits.push_back(ToBf16(f).bits);
+  } else {
+    for (int64_t i = 0; i < n * k; ++i) m.codes.push_back(random() % 16);
+    for (int64_t i = 0; i < n * k / 16; ++i) {
+      const unsigned kind = random() % 16;
+      const unsigned scale = kind == 0   ? 0
+                             : kind == 1 ? 1 + random() % 7
+                             : kind == 2 ? 0x7E
+                                         : 0x20 + random() % 0x20;
+      m.scales.push_back(static_cast<uint8_t>(scale));
+    }
+  }
+  NaivePack(m);
+  return m;
+}
+
+/// What the kernels multiply instead of x: x in bf16, or the NVFP4 code * block scale * input scale, in the fp32 of the contract.
+inline std::vector<double> ActivationTruth(const float* x, int64_t k, const float* gscale) {
+  std::vector<double> out(k);
+  if (gscale == nullptr) {
+    for (int64_t i = 0; i < k; ++i) out[i] = RoundToBf16(x[i]);
+    return out;
+  }
+  for (int64_t b = 0; b < k; b += 16) {
+    const auto block = QuantizeNvfp4Block<float>(std::span<const float, 16>(x + b, 16), *gscale);
+    for (int i = 0; i < 16; ++i) {
+      out[b + i] = static_cast<double>(Nvfp4Product(block.codes[i], block.scale)) / *gscale;
+    }
+  }
+  return out;
+}
+
+/// A number and how far an fp32 sum of the same terms may be from it.
+struct Truth {
+  double value = 0, bound = 0;
+};
+
+/// global * sum of w x, in which each of x's elements may be off by `slack` (none when empty). An fp32 sum of k terms in any order
+/// stays within k half-ulps of the terms' magnitudes; a few more are for the scales and the global.
+inline Truth DotTruth(const TestMatrix& m, int64_t row, const std::vector<double>& x,
+                      const std::vector<double>& slack = {}) {
+  Truth truth;
+  double magnitude = 0, off = 0;
+  for (int64_t c = 0; c < m.k; ++c) {
+    const double w = m.At(row, c);
+    truth.value += w * x[c];
+    magnitude += std::abs(w * x[c]);
+    if (!slack.empty()) off += std::abs(w) * slack[c];
+  }
+  truth.value *= m.global;
+  truth.bound = ((m.k + 8) * kEpsilon * magnitude + off) * m.global + 1e-37;
+  return truth;
+}
+
+}  // namespace nibble::kernels::cpu
