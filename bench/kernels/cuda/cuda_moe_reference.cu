@@ -1,0 +1,154 @@
+#include <cuda_bf16.h>
+
+#include "cuda_moe_reference.h"
+
+namespace nibble::bench {
+namespace {
+
+constexpr double kRoundBf16 = 1.0 / 256;  // twice the unit roundoff: a rounding may meet a tie
+constexpr double kRoundFp32 = 1.0 / (1 << 23);
+
+__device__ uint32_t Hash(uint64_t x) {
+  x ^= x >> 33;
+  x *= 0xff51afd7ed558ccdull;
+  x ^= x >> 33;
+  x *= 0xc4ceb9fe1a85ec53ull;
+  x ^= x >> 33;
+  return static_cast<uint32_t>(x);
+}
+
+__global__ void RandomCodes(uint8_t* codes, size_t n, uint64_t seed) {
+  for (size_t i = blockIdx.x * size_t{blockDim.x} + threadIdx.x; i < n / 4;
+       i += size_t{gridDim.x} * blockDim.x) {
+    reinterpret_cast<uint32_t*>(codes)[i] = Hash(seed * 0x9E3779B97F4A7C15ull + i);
+  }
+}
+
+__global__ void RandomScales(uint8_t* scales, size_t n, uint64_t seed) {
+  for (size_t i = blockIdx.x * size_t{blockDim.x} + threadIdx.x; i < n;
+       i += size_t{gridDim.x} * blockDim.x) {
+    const uint32_t r = Hash(seed * 0x9E3779B97F4A7C15ull + i);
+    uint8_t scale = 0x28 + r % 0x19;
+    if ((r >> 16) % 64 == 0) scale = (r >> 24) % 9;
+    if ((r >> 16) % 1024 == 5) scale = 0x7E;
+    scales[i] = scale;
+  }
+}
+
+__global__ void RandomActivations(__nv_bfloat16* x, size_t n, uint64_t seed) {
+  for (size_t i = blockIdx.x * size_t{blockDim.x} + threadIdx.x; i < n;
+       i += size_t{gridDim.x} * blockDim.x) {
+    const uint32_t a = Hash(seed * 77777 + 2 * i), b = Hash(seed * 77777 + 2 * i + 1);
+    float v = (static_cast<float>(a) + static_cast<float>(b)) * (2.45f / 4294967296.0f) - 2.45f;
+    if ((a ^ b) % 512 == 0) v *= 20;
+    x[i] = __float2bfloat16(v);
+  }
+}
+
+__device__ double E2m1(unsigned code) {
+  const double values[8] = {0, 0.5, 1, 1.5, 2, 3, 4, 6};
+  return code & 8 ? -values[code & 7] : values[code & 7];
+}
+
+__device__ double E4m3(unsigned byte) {
+  const int exponent = byte >> 3 & 15, mantissa = byte & 7;
+  return exponent ? ldexp(8.0 + mantissa, exponent - 10) : ldexp(double(mantissa), -9);
+}
+
+__device__ double WeightAt(const uint8_t* codes, const uint8_t* scales, size_t row, int k,
+                           int columns) {
+  const size_t at = row * columns + k;
+  return E2m1(codes[at / 2] >> (at % 2 * 4) & 15) * E4m3(scales[at / 16]);
+}
+
+__device__ double WarpSum(double v) {
+  for (int o = 16; o; o >>= 1) v += __shfl_xor_sync(~0u, v, o);
+  return v;
+}
+
+// One warp a (token, k, feature): the activation between the GEMMs and what it may be off by.
+__global__ void ReferenceHidden(CanonicalExperts e, cuda::Sm90MoeParams p, const int32_t* tokens,
+                                int count, double* out) {
+  const int lane = threadIdx.x % 32, features = e.shape.intermediate, hidden = e.shape.hidden;
+  const size_t warp = (blockIdx.x * size_t{blockDim.x} + threadIdx.x) / 32;
+  if (warp >= size_t(count) * e.shape.top_k * features) return;
+  const int feature = warp % features;
+  const size_t slot = warp / features;
+  const int token = tokens[slot / e.shape.top_k];
+  const int expert = p.ids[token * e.shape.top_k + slot % e.shape.top_k];
+  if (expert < 0 || expert >= e.shape.experts) return;
+  const size_t row = size_t(expert) * features + feature;
+  const __nv_bfloat16* x = reinterpret_cast<const __nv_bfloat16*>(p.x) + size_t(token) * hidden;
+  double gate = 0, up = 0, gate_sum = 0, up_sum = 0;
+  for (int k = lane; k < hidden; k += 32) {
+    const double v = __bfloat162float(x[k]);
+    const double g = v * WeightAt(e.gate_codes, e.gate_scales, row, k, hidden);
+    const double u = v * WeightAt(e.up_codes, e.up_scales, row, k, hidden);
+    gate += g, up += u, gate_sum += fabs(g), up_sum += fabs(u);
+  }
+  const double gs = p.g1[2 * expert], us = p.g1[2 * expert + 1];
+  gate = WarpSum(gate) * gs, up = WarpSum(up) * us;
+  const double rounding = kRoundFp32 * (hidden + 8);
+  const double gate_off = WarpSum(gate_sum) * gs * rounding,
+               up_off = WarpSum(up_sum) * us * rounding;
+  const double silu = gate / (1 + exp(-gate)), h = silu * up;
+  // |silu'| <= 1.1; __expf and the fast division are within a few ulp for these arguments.
+  const double silu_off = 1.1 * gate_off + fabs(silu) * 16 * kRoundFp32;
+  const double off = silu_off * (fabs(up) + up_off) + fabs(silu) * up_off + fabs(h) * kRoundBf16;
+  if (lane == 0) out[2 * warp] = h, out[2 * warp + 1] = off;
+}
+
+__global__ void ReferenceOutput(CanonicalExperts e, cuda::Sm90MoeParams p, const int32_t* tokens,
+                                int count, const double* hidden, double* y, double* bound) {
+  const int lane = threadIdx.x % 32, features = e.shape.intermediate;
+  const size_t warp = (blockIdx.x * size_t{blockDim.x} + threadIdx.x) / 32;
+  if (warp >= size_t(count) * e.shape.hidden) return;
+  const int row = warp % e.shape.hidden;
+  const int index = warp / e.shape.hidden, token = tokens[index];
+  double total = 0, off = 0;
+  for (int k = 0; k < e.shape.top_k; ++k) {
+    const int route = token * e.shape.top_k + k, expert = p.ids[route];
+    if (expert < 0 || expert >= e.shape.experts) continue;
+    const double* h = hidden + (size_t(index) * e.shape.top_k + k) * features * 2;
+    double sum = 0, sum_off = 0, magnitude = 0;
+    for (int i = lane; i < features; i += 32) {
+      const double w =
+          WeightAt(e.down_codes, e.down_scales, size_t(expert) * e.shape.hidden + row, i, features);
+      sum += w * h[2 * i], magnitude += fabs(w * h[2 * i]), sum_off += fabs(w) * h[2 * i + 1];
+    }
+    const double scale = double(p.g2[expert]) * p.weights[route];
+    sum = WarpSum(sum) * scale;
+    magnitude = WarpSum(magnitude) * fabs(scale), sum_off = WarpSum(sum_off) * fabs(scale);
+    total += sum;
+    off += sum_off + magnitude * kRoundFp32 * (features + 16) + fabs(sum) * kRoundBf16;
+  }
+  if (lane == 0) y[warp] = total, bound[warp] = off + fabs(total) * kRoundBf16 + 1e-30;
+}
+
+unsigned WarpBlocks(size_t warps) { return static_cast<unsigned>((warps + 7) / 8); }
+
+}  // namespace
+
+void FillRandom(const CanonicalExperts& e, uint64_t seed, cudaStream_t stream) {
+  const size_t n = size_t(e.shape.experts) * e.shape.intermediate * e.shape.hidden;
+  uint8_t* const codes[3] = {e.gate_codes, e.up_codes, e.down_codes};
+  uint8_t* const scales[3] = {e.gate_scales, e.up_scales, e.down_scales};
+  for (int i = 0; i < 3; ++i) {
+    RandomCodes<<<2048, 256, 0, stream>>>(codes[i], n / 2, 6 * seed + i);
+    RandomScales<<<2048, 256, 0, stream>>>(scales[i], n / 16, 6 * seed + 3 + i);
+  }
+}
+
+void FillRandomActivations(Bf16* x, size_t n, uint64_t seed, cudaStream_t stream) {
+  RandomActivations<<<512, 256, 0, stream>>>(reinterpret_cast<__nv_bfloat16*>(x), n, seed);
+}
+
+void Reference(const CanonicalExperts& e, const cuda::Sm90MoeParams& params, const int32_t* tokens,
+               int count, double* scratch, double* y, double* bound, cudaStream_t stream) {
+  const size_t hidden = size_t(count) * e.shape.top_k * e.shape.intermediate;
+  ReferenceHidden<<<WarpBlocks(hidden), 256, 0, stream>>>(e, params, tokens, count, scratch);
+  ReferenceOutput<<<WarpBlocks(size_t(count) * e.shape.hidden), 256, 0, stream>>>(
+      e, params, tokens, count, scratch, y, bound);
+}
+
+}  // namespace nibble::bench

@@ -1,0 +1,34 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "kernels/cuda/sm90_moe.h"
+
+// What the expert kernels are checked against: the layer in double on the GPU, straight from the
+// canonical weights, element by element, sharing no code with the kernels; and random inputs.
+
+namespace nibble::bench {
+
+/// Canonical experts on the device, each matrix [E][n][k/2] codes and [E][n][k/16] scales.
+struct CanonicalExperts {
+  cuda::Sm90MoeShape shape;
+  uint8_t *gate_codes = nullptr, *gate_scales = nullptr, *up_codes = nullptr, *up_scales = nullptr,
+          *down_codes = nullptr, *down_scales = nullptr;
+};
+
+/// Random codes; random scales, of which one in 64 is zero, subnormal or smallest normal.
+void FillRandom(const CanonicalExperts& experts, uint64_t seed, cudaStream_t stream);
+
+/// bf16 values, triangular around 0 with standard deviation about 1, one in 512 twenty times larger.
+void FillRandomActivations(Bf16* x, size_t n, uint64_t seed, cudaStream_t stream);
+
+/// For every token of `tokens` [count]: y [count, H] exactly, and bound [count, H], what a kernel's
+/// result may differ from it by: fp32 accumulation in any order, the bf16 rounding of the activation
+/// between the GEMMs, of a route's output and of y. `scratch` is [count, K, I, 2] doubles.
+void Reference(const CanonicalExperts& experts, const cuda::Sm90MoeParams& params,
+               const int32_t* tokens, int count, double* scratch, double* y, double* bound,
+               cudaStream_t stream);
+
+}  // namespace nibble::bench

@@ -1,0 +1,48 @@
+#include "kernels/cuda/sm90_launch.h"
+
+#include <cstdint>
+
+#include "base/error.h"
+#include "kernels/cuda/cuda_check.h"
+
+namespace nibble::cuda {
+namespace {
+
+bool Aligned(const void* p, uintptr_t unit) {
+  return p != nullptr && reinterpret_cast<uintptr_t>(p) % unit == 0;
+}
+
+}  // namespace
+
+Result<int> MultiprocessorCount() {
+  int device = 0, count = 0;
+  NIBBLE_CUDA_TRY(cudaGetDevice(&device));
+  NIBBLE_CUDA_TRY(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+  return count;
+}
+
+Result<void> CheckSm90Moe(const Sm90MoeParams& p, int max_tokens) {
+  const Sm90MoeShape& s = p.shape;
+  if (s.experts < 1 || s.experts > 1024 || s.top_k < 1 || s.top_k > 32 || s.hidden < 16 ||
+      s.hidden % 16 != 0 || s.intermediate < 16 || s.intermediate % 16 != 0) {
+    return Err(
+        ErrorCode::kInvalidArgument,
+        "experts on sm_90: E={} top_k={} H={} I={}, expected E 1..1024, top_k 1..32, H and I "
+        "multiples of 16",
+        s.experts, s.top_k, s.hidden, s.intermediate);
+  }
+  if (p.tokens < 1 || p.tokens > max_tokens) {
+    return Err(ErrorCode::kInvalidArgument, "experts on sm_90: {} tokens, this kernel takes 1..{}",
+               p.tokens, max_tokens);
+  }
+  if (!Aligned(p.x, 16) || !Aligned(p.y, 16) || !Aligned(p.w13, 128) || !Aligned(p.w2, 128) ||
+      !Aligned(p.workspace, 256) || !Aligned(p.ids, 4) || !Aligned(p.weights, 4) ||
+      !Aligned(p.g1, 8) || !Aligned(p.g2, 4)) {
+    return Err(ErrorCode::kInvalidArgument,
+               "experts on sm_90: a device pointer is null or not aligned (x, y 16; w13, w2 128; "
+               "workspace 256; g1 8 bytes)");
+  }
+  return {};
+}
+
+}  // namespace nibble::cuda

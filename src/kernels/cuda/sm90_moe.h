@@ -1,0 +1,64 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "nibble/error.h"
+#include "numerics/bf16.h"
+
+// The routed experts of one layer on Hopper (sm_90a), NVFP4 weights and bf16 activations (W4A16):
+//   y[t] = sum_k weight[t,k] * down[e](silu(gate[e] x[t]) * (up[e] x[t])),   e = ids[t,k]
+// Products are of bf16 activations and exact bf16 weights (code * block scale), accumulated in
+// fp32; the global scales multiply the accumulator. Between the two multiplications the activation
+// is rounded to bf16. Results do not depend on the order in which blocks run: the same input gives
+// the same bits. Nothing here allocates, synchronises or reads results back, so every launch can be
+// captured in a CUDA graph.
+//
+// Two kernels read one packed form (layout/hopper_tile.h): decode, one persistent launch for few
+// tokens, and prefill, a grouped GEMM over tokens sorted by expert.
+
+namespace nibble::cuda {
+
+struct Sm90MoeShape {
+  int experts = 0;       // E, at most 1024
+  int top_k = 0;         // K, at most 32
+  int hidden = 0;        // H, a multiple of 16
+  int intermediate = 0;  // I, a multiple of 16
+};
+
+/// Device pointers. The weights are 128-byte aligned, x and y 16-byte.
+struct Sm90MoeParams {
+  Sm90MoeShape shape;
+  int tokens = 0;                  // T
+  const Bf16* x = nullptr;         // [T, H]
+  const int32_t* ids = nullptr;    // [T, K]; an id outside [0, E) is skipped
+  const float* weights = nullptr;  // [T, K], the router's
+  const uint8_t* w13 = nullptr;    // [E] HopperW13Layout(H, I)
+  const uint8_t* w2 = nullptr;     // [E] HopperW2Layout(H, I)
+  const float* g1 = nullptr;       // [E, 2]: global scales of gate and up
+  const float* g2 = nullptr;       // [E]: global scale of down
+  Bf16* y = nullptr;               // [T, H], written whole; does not alias x
+  std::byte* workspace = nullptr;  // 256-byte aligned, see below
+};
+
+/// Bytes of workspace for launches of up to `tokens` tokens. It is zeroed once, when it is made,
+/// and every completed launch leaves it ready for the next. One launch at a time may use it; after
+/// a launch that failed, zero it again.
+size_t Sm90MoeDecodeWorkspace(const Sm90MoeShape& shape, int tokens);
+size_t Sm90MoePrefillWorkspace(const Sm90MoeShape& shape, int tokens);
+
+/// The largest number of tokens that the decode kernel takes for this shape; 0: none.
+int Sm90MoeDecodeMaxTokens(const Sm90MoeShape& shape);
+
+/// One launch that streams the touched experts once per 8 routes. Needs the whole device's
+/// multiprocessors at once (cooperative launch).
+/// errors   kInvalidArgument (shape, pointers, tokens), kDevice
+Result<void> LaunchSm90MoeDecode(const Sm90MoeParams& params, cudaStream_t stream);
+
+/// Five launches: permute x and count, sort routes by expert, two GEMMs, sum over top-k.
+/// errors   as above
+Result<void> LaunchSm90MoePrefill(const Sm90MoeParams& params, cudaStream_t stream);
+
+}  // namespace nibble::cuda

@@ -1,0 +1,397 @@
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include <cstdint>
+
+#include "kernels/cuda/sm90_dequant.cuh"
+#include "kernels/cuda/sm90_ptx.cuh"
+
+// sm90_nvfp4_bf16_experts_decode: what its parts share. See sm90_moe_decode.cu for the whole.
+
+namespace nibble::cuda::decode {
+
+inline constexpr int kWarps = 16;
+inline constexpr int kThreads = 32 * kWarps;
+inline constexpr int kGroups = 2;      // of kGroupWarps warps, which share a GEMM1 task
+inline constexpr int kGroupWarps = 8;  // each takes an eighth of K
+inline constexpr int kSlots = 2;       // of a warp's ring
+inline constexpr int kSlotBytes = 8 * kHopperTileBytes;
+inline constexpr int kPartialBuffers = 4;
+inline constexpr int kItemRoutes = 8;  // the n of the mma
+inline constexpr int kMaxRoutes = 1024;
+inline constexpr int kMaxExperts = 1024;
+inline constexpr int kOutFloats = 16384;
+inline constexpr int kCounterStride = 32;  // one 128-byte line an item
+inline constexpr int kTaskTiles = 2;       // a GEMM1 task is 32 rows: 16 features
+inline constexpr int kUnitSteps1 = kSlotBytes / (kTaskTiles * kHopperTileBytes);
+
+struct Args {
+  const __nv_bfloat16* x;
+  const int32_t* ids;
+  const float* route_weights;
+  const uint8_t *w13, *w2;
+  const float2* g1;
+  const float* g2;
+  __nv_bfloat16* y;
+  __nv_bfloat16* h;        // [routes][padded I], inside 64-blocks in the order of HiddenSlot()
+  uint32_t* counters;      // [items][kCounterStride]: finished GEMM1 tasks; zero between launches
+  uint32_t* exit_counter;  // CTAs that are past their last poll
+  int tokens, top_k, routes, experts;
+  int hidden, padded_intermediate;
+  int steps1, steps2;        // of 64 k, in GEMM1 and GEMM2
+  int tasks;                 // GEMM1 tasks an item
+  int row_blocks;            // of w2
+  uint32_t tiles13, tiles2;  // 576-byte tiles an expert
+};
+
+// An item: up to eight routes of one expert, as expert | routes << 12 | first position << 16.
+struct Item {
+  int expert, routes, first;
+};
+__device__ __forceinline__ uint32_t PackItem(int expert, int routes, int first) {
+  return static_cast<uint32_t>(expert) | static_cast<uint32_t>(routes) << 12 |
+         static_cast<uint32_t>(first) << 16;
+}
+__device__ __forceinline__ Item UnpackItem(uint32_t v) {
+  return {static_cast<int>(v & 0xFFF), static_cast<int>(v >> 12 & 15), static_cast<int>(v >> 16)};
+}
+
+struct ListScratch {
+  uint32_t count[kMaxExperts];
+  uint16_t start[kMaxExperts];
+  uint32_t warp_sum[kWarps];
+};
+
+struct Smem {
+  alignas(128) uint8_t ring[kWarps][kSlots][kSlotBytes];
+  union {
+    ListScratch lists;                                                      // setup
+    float4 partial[kGroups][kPartialBuffers][kGroupWarps][kTaskTiles][32];  // GEMM1
+    float out[kOutFloats];  // GEMM2: [half][route][row]
+  };
+  uint64_t full[kWarps][kSlots];
+  uint64_t partial_full[kGroups][kPartialBuffers];
+  uint64_t partial_empty[kGroups][kPartialBuffers];
+  uint32_t item[kMaxRoutes];
+  uint32_t valid[kMaxRoutes / 32];  // bit set: the route has an expert
+  uint16_t route[kMaxRoutes];       // position in the items -> route
+  uint32_t warps_past_polls;
+};
+static_assert(sizeof(ListScratch) <= kOutFloats * sizeof(float));
+static_assert(sizeof(Smem) <= 232448, "the shared memory of a Hopper block");
+
+/// This thread's place.
+struct Place {
+  int lane, warp, group, k_part, g, t;
+  __device__ Place()
+      : lane(threadIdx.x % 32),
+        warp(threadIdx.x / 32),
+        group(warp / kGroupWarps),
+        k_part(warp % kGroupWarps),
+        g(lane / 4),
+        t(lane % 4) {}
+};
+
+// --- routing: the list of items, built by every block for itself ---
+
+/// For at most 32 routes: every warp makes the lists alone and all write the same values, so that
+/// the first weights are asked for without a block barrier. Returns the number of items, or -1 when
+/// an expert has more routes than an item holds.
+__device__ __forceinline__ int ListsByWarp(const Args& a, Smem& s, int lane, int id) {
+  const bool valid =
+      lane < a.routes && static_cast<unsigned>(id) < static_cast<unsigned>(a.experts);
+  const int key = valid ? id : -1 - lane;
+  const uint32_t same = __match_any_sync(~0u, key);
+  const int rank = __popc(same & ((1u << lane) - 1)), count = valid ? __popc(same) : 0;
+  if (__any_sync(~0u, count > kItemRoutes)) return -1;
+  const bool leader = valid && rank == 0;
+  const uint32_t leaders = __ballot_sync(~0u, leader);
+  const int mine = leader ? count : 0;
+  int sum = mine;
+#pragma unroll
+  for (int o = 1; o < 32; o <<= 1) {
+    const int n = __shfl_up_sync(~0u, sum, o);
+    if (lane >= o) sum += n;
+  }
+  const int start = __shfl_sync(~0u, sum - mine, __ffs(same) - 1);
+  if (leader) s.item[__popc(leaders & ((1u << lane) - 1))] = PackItem(id, count, start);
+  if (valid) s.route[start + rank] = static_cast<uint16_t>(lane);
+  const uint32_t valid_mask = __ballot_sync(~0u, valid);
+  if (lane == 0) s.valid[0] = valid_mask;
+  __syncwarp();
+  return __popc(leaders);
+}
+
+inline constexpr int kRoutesAThread = kMaxRoutes / kThreads;
+
+/// A thread's routes, as ListItems leaves them for ListRoutes: the expert, -1 without one, and the
+/// order in which the route was counted.
+struct RouteRanks {
+  int id[kRoutesAThread], rank[kRoutesAThread];
+};
+
+/// Any number of routes: counts by expert and makes the items. Ends with a barrier.
+__device__ __forceinline__ int ListItems(const Args& a, Smem& s, const Place& p,
+                                         RouteRanks& ranks) {
+  ListScratch& c = s.lists;
+  const int tid = threadIdx.x;
+#pragma unroll
+  for (int i = 0; i < kRoutesAThread; ++i) {
+    const int route = tid + i * kThreads;
+    int id = route < a.routes ? __ldg(a.ids + route) : -1;
+    if (static_cast<unsigned>(id) >= static_cast<unsigned>(a.experts)) id = -1;
+    ranks.id[i] = id;
+    const uint32_t valid = __ballot_sync(~0u, id >= 0);
+    if (p.lane == 0) s.valid[route / 32] = valid;
+  }
+  for (int i = tid; i < kMaxExperts; i += kThreads) c.count[i] = 0;
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < kRoutesAThread; ++i) {
+    if (ranks.id[i] >= 0) ranks.rank[i] = static_cast<int>(atomicAdd(&c.count[ranks.id[i]], 1u));
+  }
+  __syncthreads();
+  // Routes in the low half, items in the high half of one scanned word.
+  const uint2 n = reinterpret_cast<const uint2*>(c.count)[tid];
+  const uint32_t mine = (n.x + n.y) | ((n.x + 7) / 8 + (n.y + 7) / 8) << 16;
+  uint32_t sum = mine;
+#pragma unroll
+  for (int o = 1; o < 32; o <<= 1) {
+    const uint32_t v = __shfl_up_sync(~0u, sum, o);
+    if (p.lane >= o) sum += v;
+  }
+  if (p.lane == 31) c.warp_sum[p.warp] = sum;
+  __syncthreads();
+  uint32_t before = sum - mine, total = 0;
+#pragma unroll
+  for (int i = 0; i < kWarps; ++i) {
+    const uint32_t v = c.warp_sum[i];
+    if (i < p.warp) before += v;
+    total += v;
+  }
+  int start = static_cast<int>(before & 0xFFFF), item = static_cast<int>(before >> 16);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int expert = 2 * tid + i, count = static_cast<int>(i == 0 ? n.x : n.y);
+    c.start[expert] = static_cast<uint16_t>(start);
+    for (int done = 0; done < count; done += kItemRoutes) {
+      s.item[item++] = PackItem(expert, min(kItemRoutes, count - done), start + done);
+    }
+    start += count;
+  }
+  __syncthreads();
+  return static_cast<int>(total >> 16);
+}
+
+/// Puts every route at its position and ends with a barrier. Within an item the order is free, so
+/// the ranks that the atomics gave will do. An expert with several items needs the same membership
+/// in every block: there the rank is the number of smaller routes.
+__device__ __forceinline__ void ListRoutes(Smem& s, const RouteRanks& ranks) {
+  const ListScratch& c = s.lists;
+  bool crowded = false;
+#pragma unroll
+  for (int i = 0; i < kRoutesAThread; ++i) {
+    const int id = ranks.id[i];
+    if (id < 0) continue;
+    crowded |= c.count[id] > kItemRoutes;
+    s.route[c.start[id] + ranks.rank[i]] = static_cast<uint16_t>(threadIdx.x + i * kThreads);
+  }
+  if (!__syncthreads_or(crowded)) return;
+  int rank[kRoutesAThread] = {};
+#pragma unroll
+  for (int i = 0; i < kRoutesAThread; ++i) {
+    const int id = ranks.id[i], route = threadIdx.x + i * kThreads;
+    if (id < 0) continue;
+    const int count = static_cast<int>(c.count[id]);
+    for (int r = 0; r < count; ++r) rank[i] += s.route[c.start[id] + r] < route;
+  }
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < kRoutesAThread; ++i) {
+    const int id = ranks.id[i];
+    if (id >= 0) s.route[c.start[id] + rank[i]] = static_cast<uint16_t>(threadIdx.x + i * kThreads);
+  }
+  __syncthreads();
+}
+
+// --- the weights of one warp, in the order in which it needs them ---
+
+/// A configuration: kXSteps of 64 k a warp keeps in registers during GEMM1 (0: any K, reloaded for
+/// every unit), kTiles2 tiles of a w2 row block, kSteps2 of 64 k a GEMM2 unit.
+template <int kXSteps_, int kTiles2_, int kSteps2_>
+struct Config {
+  static constexpr int kXSteps = kXSteps_, kTiles2 = kTiles2_, kSteps2 = kSteps2_;
+  static constexpr bool kAnyShape = kXSteps == 0;  // K of either GEMM need not be whole units
+  static constexpr int kRows2 = kTiles2 * kHopperTileRows;
+  static constexpr int kStepBytes2 = kTiles2 * kHopperTileBytes;
+  static_assert(kSteps2 * kStepBytes2 <= kSlotBytes);
+};
+
+/// The part of the work that falls to this warp.
+struct Work {
+  int items;
+  int first_task, tasks1;     // this group's tasks: first_task, first_task + 2, …
+  int step1, steps1, units1;  // this warp's k steps of a task and the units they make
+  bool split_k;               // two warps share an item of GEMM2
+  int half, first_item, item_stride, items2;
+  int unit2, units2;  // this warp's units of an item of GEMM2
+  int blocks2;        // w2 row blocks of this CTA
+};
+
+template <class C>
+__device__ __forceinline__ Work Divide(const Args& a, const Place& p, int items) {
+  Work w;
+  w.items = items;
+  const int grid = gridDim.x, cta = blockIdx.x, all = items * a.tasks;
+  const int begin = static_cast<int>(static_cast<int64_t>(cta) * all / grid);
+  const int end = static_cast<int>(static_cast<int64_t>(cta + 1) * all / grid);
+  w.first_task = begin + p.group;
+  w.tasks1 = (end - begin - p.group + 1) / 2;
+  if constexpr (C::kAnyShape) {
+    w.step1 = p.k_part * a.steps1 / kGroupWarps;
+    w.steps1 = (p.k_part + 1) * a.steps1 / kGroupWarps - w.step1;
+    w.units1 = (w.steps1 + kUnitSteps1 - 1) / kUnitSteps1;
+  } else {
+    w.step1 = p.k_part * C::kXSteps;
+    w.steps1 = C::kXSteps;
+    w.units1 = C::kXSteps / kUnitSteps1;
+  }
+  const int units = (a.steps2 + C::kSteps2 - 1) / C::kSteps2;
+  w.split_k =
+      units > 1 && 2 * a.routes * C::kRows2 <= kOutFloats && (units % 2 == 0 || items <= 16);
+  w.half = w.split_k ? p.warp % 2 : 0;
+  w.first_item = w.split_k ? p.warp / 2 : p.warp;
+  w.item_stride = w.split_k ? kWarps / 2 : kWarps;
+  w.unit2 = w.half ? units - units / 2 : 0;
+  w.units2 = w.split_k ? (w.half ? units / 2 : units - units / 2) : units;
+  w.items2 = w.first_item < items ? (items - w.first_item - 1) / w.item_stride + 1 : 0;
+  w.blocks2 = cta < a.row_blocks ? (a.row_blocks - cta - 1) / grid + 1 : 0;
+  return w;
+}
+
+/// A ring of kSlots units in shared memory over the warp's units: those of GEMM1, task by task, then
+/// those of GEMM2, which depend on nothing and so are on their way before GEMM1 has ended.
+template <class C>
+class WeightStream {
+ public:
+  __device__ WeightStream(const Args& a, Smem& s, const Place& p, const Work& w)
+      : a_(a),
+        s_(s),
+        w_(w),
+        lane_(p.lane),
+        ring_(s.ring[p.warp][0]),
+        ring_address_(SharedAddress(s.ring[p.warp][0])),
+        full_(SharedAddress(s.full[p.warp])),
+        end1_(w.tasks1 * w.units1),
+        end_(end1_ + w.blocks2 * w.items2 * w.units2),
+        task1_item_(w.first_task / a.tasks),
+        task1_(w.first_task - task1_item_ * a.tasks),
+        item2_(w.first_item),
+        block2_(blockIdx.x) {}
+
+  /// Asks for units up to a full ring. GEMM2's are left out at first: they would take bandwidth from
+  /// the units that everyone is waiting for.
+  __device__ __forceinline__ void Fill(bool gemm2) {
+    const int end = gemm2 ? end_ : end1_;
+#pragma unroll 1
+    while (issued_ < kSlots && issued_ < end) Issue();
+  }
+
+  /// The next unit, once it has arrived.
+  __device__ __forceinline__ const uint8_t* Wait() {
+    BarrierWait(full_ + 8 * slot_, parity_);
+    return ring_ + slot_ * kSlotBytes;
+  }
+
+  /// The unit has been read by all lanes; asks for the one that takes its place.
+  __device__ __forceinline__ void Release() {
+    __syncwarp();
+    if (++slot_ == kSlots) {
+      slot_ = 0;
+      parity_ ^= 1;
+    }
+    if (issued_ < end_) Issue();
+  }
+
+  __device__ __forceinline__ bool has_gemm2() const { return end_ > end1_; }
+
+ private:
+  __device__ __forceinline__ void Issue() {
+    const uint8_t* from;
+    uint32_t bytes;
+    if (issued_ < end1_) {
+      const int expert = s_.item[task1_item_] & 0xFFF;
+      const int step = unit1_ * kUnitSteps1;
+      const uint32_t tile =
+          expert * a_.tiles13 + (task1_ * a_.steps1 + w_.step1 + step) * kTaskTiles;
+      from = a_.w13 + static_cast<uint64_t>(tile) * kHopperTileBytes;
+      const int steps = C::kAnyShape ? min(kUnitSteps1, w_.steps1 - step) : kUnitSteps1;
+      bytes = steps * kTaskTiles * kHopperTileBytes;
+      if (++unit1_ == w_.units1) {
+        unit1_ = 0;
+        task1_ += kGroups;
+        if (task1_ >= a_.tasks) {
+          task1_ -= a_.tasks;
+          ++task1_item_;
+        }
+      }
+    } else {
+      const int expert = s_.item[item2_] & 0xFFF;
+      const int step = (w_.unit2 + unit2_) * C::kSteps2;
+      const uint32_t tile = expert * a_.tiles2 + (block2_ * a_.steps2 + step) * C::kTiles2;
+      from = a_.w2 + static_cast<uint64_t>(tile) * kHopperTileBytes;
+      const int steps = C::kAnyShape ? min(C::kSteps2, a_.steps2 - step) : C::kSteps2;
+      bytes = steps * C::kStepBytes2;
+      if (++unit2_ == w_.units2) {
+        unit2_ = 0;
+        item2_ += w_.item_stride;
+        if (item2_ >= w_.items) {
+          item2_ = w_.first_item;
+          block2_ += gridDim.x;
+        }
+      }
+    }
+    if (lane_ == 0) {
+      BarrierArriveExpect(full_ + 8 * issue_slot_, bytes);
+      BulkCopyEvictFirst(ring_address_ + issue_slot_ * kSlotBytes, from, bytes,
+                         full_ + 8 * issue_slot_);
+    }
+    ++issued_;
+    if (++issue_slot_ == kSlots) issue_slot_ = 0;
+  }
+
+  const Args& a_;
+  Smem& s_;
+  const Work& w_;
+  const int lane_;
+  const uint8_t* ring_;
+  const uint32_t ring_address_, full_;
+  const int end1_, end_;
+  int task1_item_, task1_, unit1_ = 0;
+  int item2_, block2_, unit2_ = 0;
+  int issued_ = 0, issue_slot_ = 0, slot_ = 0;
+  uint32_t parity_ = 0;
+};
+
+/// Multiplies one tile, 64 k, with the activations b of eight routes.
+__device__ __forceinline__ void MultiplyTile(const uint8_t* tile, int lane, const uint32_t (&b)[8],
+                                             float (&acc)[4]) {
+  const uint4 w = reinterpret_cast<const uint4*>(tile)[lane];
+  const ScalePair scale =
+      ExpandScales(reinterpret_cast<const uint16_t*>(tile + kHopperTileCodeBytes)[lane]);
+  const uint32_t words[4] = {w.x, w.y, w.z, w.w};
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    uint32_t fragment[4];
+    Dequantize(words[j], scale, fragment);
+    MmaBf16(acc, fragment, b[2 * j], b[2 * j + 1]);
+  }
+}
+
+__device__ __forceinline__ void Store8(uint32_t (&b)[8], uint4 low, uint4 high) {
+  b[0] = low.x, b[1] = low.y, b[2] = low.z, b[3] = low.w;
+  b[4] = high.x, b[5] = high.y, b[6] = high.z, b[7] = high.w;
+}
+
+}  // namespace nibble::cuda::decode

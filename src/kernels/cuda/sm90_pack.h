@@ -1,0 +1,34 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "nibble/error.h"
+
+// Canonical NVFP4 experts to Hopper tiles (layout/hopper_tile.h) on the GPU, at memory speed. The
+// canonical bytes need be on the device only for the experts of one call: a loader copies a few
+// experts at a time into a staging buffer, packs them to their place, and reuses the buffer.
+
+namespace nibble::cuda {
+
+/// Canonical matrices [n, k] of consecutive experts on the device, 8-byte aligned.
+struct Sm90PackSource {
+  const uint8_t* codes = nullptr;   // [n, k/2], low nibble first
+  const uint8_t* scales = nullptr;  // [n, k/16] e4m3
+  size_t codes_stride = 0;          // bytes from one expert to the next
+  size_t scales_stride = 0;
+};
+
+/// `out` receives `experts` matrices of HopperW13Layout(hidden, intermediate); gate and up are
+/// [intermediate, hidden].
+/// errors   kInvalidArgument (shapes not multiples of 16, alignment), kDevice
+Result<void> LaunchSm90PackW13(const Sm90PackSource& gate, const Sm90PackSource& up, int experts,
+                               int hidden, int intermediate, uint8_t* out, cudaStream_t stream);
+
+/// The same for down, [hidden, intermediate], in HopperW2Layout.
+Result<void> LaunchSm90PackW2(const Sm90PackSource& down, int experts, int hidden, int intermediate,
+                              uint8_t* out, cudaStream_t stream);
+
+}  // namespace nibble::cuda
