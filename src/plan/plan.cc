@@ -115,7 +115,7 @@ Result<Plan> MakePlan(const checkpoint::Checkpoint& checkpoint, const DeviceInfo
                       const Wishes& wishes) {
   Plan plan;
   plan.device = device;
-  NIBBLE_TRY(plan.model, checkpoint::ParseModelConfig(checkpoint.text_config(),
+  NIBBLE_TRY(plan.model, checkpoint::ParseModelConfig(checkpoint.config(),
                                                       checkpoint.generation_config()));
   NIBBLE_TRY(const scheme::QuantConfig quant,
              scheme::ReadQuantConfig(checkpoint.config(), checkpoint.hf_quant_config()));

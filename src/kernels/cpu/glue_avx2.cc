@@ -1,11 +1,11 @@
 #include "kernels/cpu/glue.h"
+#include "kernels/cpu/target.h"
 
-#pragma GCC push_options
-#pragma GCC target("avx2")
+NIBBLE_TARGET_BEGIN("avx2")
 namespace nibble::kernels::cpu {
 namespace {
 #include "kernels/cpu/glue_body.h"
 }  // namespace
 extern const GlueKernels kGlueAvx2 = kTable;
 }  // namespace nibble::kernels::cpu
-#pragma GCC pop_options
+NIBBLE_TARGET_END

@@ -21,7 +21,9 @@ inline F16 LoadBf16s(const void* p) {
   __builtin_memcpy(&h, p, sizeof h);
   return (F16)(__builtin_convertvector(h, U16) << 16);
 }
-inline float FloatOf(uint16_t bits) {
+inline float LoadBf16One(const void* p) {
+  uint16_t bits;
+  __builtin_memcpy(&bits, p, sizeof bits);
   return __builtin_bit_cast(float, static_cast<uint32_t>(bits) << 16);
 }
 
@@ -171,14 +173,14 @@ void Attend(const float* q, int64_t group, const uint16_t* keys, const uint16_t*
             int64_t stride, int64_t dim, float* scores, float* out) {
   const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(dim));
   for (int64_t h = 0; h < group; ++h) {
-    for (int64_t j = 0; j < n; ++j)
+    for (int64_t j = 0; j < n; ++j) {
       const auto* key = reinterpret_cast<const uint8_t*>(keys + j * stride);
-    scores[j] = DotBf16(q + h * dim, key, dim) * scale;
+      scores[j] = DotBf16(q + h * dim, key, dim) * scale;
+    }
+    const float total = ExpAndSum(scores, n);
+    WeightedSum(scores, values, n, stride, dim, 1.0f / total, out + h * dim);
   }
-  const float total = ExpAndSum(scores, n);
-  WeightedSum(scores, values, n, stride, dim, 1.0f / total, out + h * dim);
-}
 }
 
-constexpr GlueKernels kTable = {RmsNorm,      Add,     SiluMul, ToBf16s,
+constexpr GlueKernels kTable = {RmsNorm,      Add,     SiluMul, ToBf16s,    FromBf16s,
                                 RotateHalves, DotBf16, Attend,  ExpAndSum};

@@ -8,7 +8,7 @@
 #include "base/error.h"
 #include "numerics/nvfp4.h"
 
-namespace nibble::reference {
+namespace nibble::kernels::reference {
 namespace {
 
 /// Row n of a weight without its global scale.
@@ -258,4 +258,4 @@ void RouteOne(const CanonicalBf16& router, const float* x, bool renormalize, int
   }
 }
 
-}  // namespace nibble::reference
+}  // namespace nibble::kernels::reference

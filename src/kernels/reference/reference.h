@@ -7,7 +7,7 @@
 
 #include "layout/prepared.h"
 
-namespace nibble::reference {
+namespace nibble::kernels::reference {
 
 // Backend REFERENCE: the truth, in double, straight from the canonical weights, as plain as it can be written. It shares no
 // arithmetic with any other backend but the definitions of the formats in numerics/, which are tested exhaustively. Activations of
@@ -55,4 +55,4 @@ void AttendOne(const float* q, const float* keys, const float* values, int64_t n
 void RouteOne(const CanonicalBf16& router, const float* x, bool renormalize, int top_k,
               float* probabilities, int32_t* ids, float* weights);
 
-}  // namespace nibble::reference
+}  // namespace nibble::kernels::reference
