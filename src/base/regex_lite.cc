@@ -1,379 +1,176 @@
 #include "base/regex_lite.h"
 
 #include <algorithm>
-#include <optional>
-
-#include "base/quoted.h"
+#include <map>
+#include <utility>
 
 namespace nibble {
-namespace {
 
-using Bytes = std::bitset<128>;
-
-constexpr size_t kMaxPatternBytes = 1024;
-constexpr int kMaxDepth = 32;
-
-Bytes Range(unsigned first, unsigned last) {
-  Bytes bytes;
-  for (unsigned c = first; c <= last; ++c) bytes.set(c);
-  return bytes;
-}
-
-const Bytes kDigits = Range('0', '9');
-const Bytes kWord = Range('a', 'z') | Range('A', 'Z') | kDigits | Range('_', '_');
-const Bytes kSpace = Range('\t', '\r') | Range(' ', ' ') | Range(0x1C, 0x1F);
-const Bytes kAnyButNewline = ~Range('\n', '\n');
-
-/// The set behind \d and its kin.
-std::optional<Bytes> ClassOf(char letter) {
-  switch (letter) {
-    case 'd':
-      return kDigits;
-    case 'D':
-      return ~kDigits;
-    case 'w':
-      return kWord;
-    case 'W':
-      return ~kWord;
-    case 's':
-      return kSpace;
-    case 'S':
-      return ~kSpace;
-    default:
-      return std::nullopt;
-  }
-}
-
-bool IsAlnum(char c) { return kWord.test(static_cast<unsigned char>(c)) && c != '_'; }
-
-}  // namespace
-
-/// Pattern to syntax tree to states. The tree's depth is bounded by that of the groups, so the
-/// recursion is too.
-class RegexCompiler {
+/// Adds states to a set together with all that they lead to without taking a byte.
+class RegexLite::Walk {
  public:
-  explicit RegexCompiler(std::string_view pattern) : pattern_(pattern) {}
+  explicit Walk(const RegexLite& regex) : regex_(regex), added_(regex.states_.size()) {}
 
-  Result<RegexLite> Compile() {
-    if (pattern_.size() > kMaxPatternBytes) {
-      return Err(ErrorCode::kUnsupported,
-                 "regular expression {} has {} bytes, at most {} are taken", Quoted(pattern_),
-                 pattern_.size(), kMaxPatternBytes);
-    }
-    NIBBLE_TRY(const int root, Alternatives(0));
-    if (pos_ < pattern_.size()) return Wrong("an unmatched ')'");
-    regex_.pattern_ = std::string(pattern_);
-    const int accept = AddState({});
-    regex_.start_ = Emit(root, accept);
-    return std::move(regex_);
+  /// Begins a new set, at the first byte of the text or not, at its end or not.
+  void Begin(bool at_begin, bool at_end) {
+    at_begin_ = at_begin;
+    at_end_ = at_end;
+    ++round_;
+    members.clear();
   }
 
- private:
-  enum class Kind : uint8_t {
-    kSet,
-    kBegin,
-    kEnd,
-    kSequence,
-    kAlternatives,
-    kStar,
-    kPlus,
-    kOptional
-  };
-  struct Node {
-    Kind kind;
-    Bytes bytes;
-    std::vector<int> children;
-  };
-
-  Error Wrong(std::string_view what) const {
-    return Err(ErrorCode::kCorruptFile, "regular expression {}: {} at byte {}", Quoted(pattern_),
-               what, pos_);
-  }
-  Error Refused(std::string_view what) const {
-    Error e = Err(ErrorCode::kUnsupported, "regular expression {}: {} at byte {} is not supported",
-                  Quoted(pattern_), what, pos_);
-    e.hint = "taken are literals, . [] \\d \\w \\s * + ? | () (?:) ^ $";
-    return e;
-  }
-
-  bool AtEnd() const { return pos_ >= pattern_.size(); }
-  char Peek() const { return pattern_[pos_]; }
-  bool Take(char c) {
-    if (AtEnd() || Peek() != c) return false;
-    ++pos_;
-    return true;
-  }
-
-  int AddNode(Kind kind, Bytes bytes = {}, std::vector<int> children = {}) {
-    nodes_.push_back({kind, bytes, std::move(children)});
-    return static_cast<int>(nodes_.size()) - 1;
-  }
-
-  Result<int> Alternatives(int depth) {
-    if (depth > kMaxDepth) return Refused("a group nested this deep");
-    std::vector<int> ways;
-    do {
-      NIBBLE_TRY(const int way, Sequence(depth));
-      ways.push_back(way);
-    } while (Take('|'));
-    if (ways.size() == 1) return ways.front();
-    return AddNode(Kind::kAlternatives, {}, std::move(ways));
-  }
-
-  Result<int> Sequence(int depth) {
-    std::vector<int> parts;
-    while (!AtEnd() && Peek() != '|' && Peek() != ')') {
-      NIBBLE_TRY(const int atom, Atom(depth));
-      NIBBLE_TRY(const int part, Repeated(atom));
-      parts.push_back(part);
-    }
-    return AddNode(Kind::kSequence, {}, std::move(parts));
-  }
-
-  Result<int> Repeated(int atom) {
-    if (AtEnd()) return atom;
-    Kind kind;
-    switch (Peek()) {
-      case '*':
-        kind = Kind::kStar;
-        break;
-      case '+':
-        kind = Kind::kPlus;
-        break;
-      case '?':
-        kind = Kind::kOptional;
-        break;
-      case '{':
-        return Refused("a counted repeat {}");
-      default:
-        return atom;
-    }
-    const Kind repeated = nodes_[static_cast<size_t>(atom)].kind;
-    if (repeated == Kind::kBegin || repeated == Kind::kEnd) return Refused("a repeated anchor");
-    ++pos_;
-    if (!AtEnd() && Peek() == '+') return Refused("a possessive repeat");
-    Take('?');
-    if (!AtEnd() && (Peek() == '*' || Peek() == '+' || Peek() == '?' || Peek() == '{')) {
-      return Wrong("a repeat of a repeat");
-    }
-    return AddNode(kind, {}, {atom});
-  }
-
-  Result<int> Atom(int depth) {
-    const char c = Peek();
-    switch (c) {
-      case '(':
-        return Group(depth);
-      case '[':
-        return Set();
-      case '.':
-        ++pos_;
-        return AddNode(Kind::kSet, kAnyButNewline);
-      case '^':
-        ++pos_;
-        return AddNode(Kind::kBegin);
-      case '$':
-        ++pos_;
-        return AddNode(Kind::kEnd);
-      case '*':
-      case '+':
-      case '?':
-        return Wrong("a repeat of nothing");
-      case '{':
-        return Refused("a counted repeat {}");
-      case '\\': {
-        NIBBLE_TRY(Bytes bytes, Escape());
-        return AddNode(Kind::kSet, bytes);
-      }
-      default: {
-        NIBBLE_TRY(const unsigned literal, Literal());
-        return AddNode(Kind::kSet, Range(literal, literal));
-      }
-    }
-  }
-
-  Result<unsigned> Literal() {
-    const auto c = static_cast<unsigned char>(Peek());
-    if (c > 0x7F) return Refused("a byte outside ASCII");
-    ++pos_;
-    return unsigned{c};
-  }
-
-  Result<Bytes> Escape() {
-    if (pos_ + 1 >= pattern_.size()) return Wrong("a lone backslash");
-    const char c = pattern_[pos_ + 1];
-    if (auto bytes = ClassOf(c)) {
-      pos_ += 2;
-      return *bytes;
-    }
-    if (IsAlnum(c)) return Refused(std::string("the escape \\") + c);
-    ++pos_;
-    NIBBLE_TRY(const unsigned literal, Literal());
-    return Range(literal, literal);
-  }
-
-  Result<int> Group(int depth) {
-    if (pattern_.substr(pos_, 2) == "(?" && pattern_.substr(pos_, 3) != "(?:") {
-      const std::string_view head = pattern_.substr(pos_, 4);
-      const bool look = head.starts_with("(?=") || head.starts_with("(?!") ||
-                        head.starts_with("(?<=") || head.starts_with("(?<!");
-      return Refused(look ? "a look-around group" : "a group that begins with (?");
-    }
-    pos_ += pattern_.substr(pos_, 3) == "(?:" ? 3 : 1;
-    NIBBLE_TRY(const int inner, Alternatives(depth + 1));
-    if (!Take(')')) return Wrong("a group without ')'");
-    // Wrapped, so that a group around an anchor may be repeated as in Python.
-    return AddNode(Kind::kSequence, {}, {inner});
-  }
-
-  /// One element of a set: a byte, or a class such as \d (`single` stays -1).
-  Result<Bytes> SetElement(int* single) {
-    *single = -1;
-    if (Peek() == '\\') {
-      NIBBLE_TRY(Bytes bytes, Escape());
-      if (bytes.count() == 1) *single = static_cast<unsigned char>(pattern_[pos_ - 1]);
-      return bytes;
-    }
-    NIBBLE_TRY(const unsigned literal, Literal());
-    *single = static_cast<int>(literal);
-    return Range(literal, literal);
-  }
-
-  Result<int> Set() {
-    ++pos_;
-    const bool negated = Take('^');
-    Bytes bytes;
-    bool first = true;
-    for (;; first = false) {
-      if (AtEnd()) return Wrong("a set without ']'");
-      if (Peek() == ']' && !first) break;
-      int low;
-      NIBBLE_TRY(Bytes element, SetElement(&low));
-      const bool range = pos_ + 1 < pattern_.size() && Peek() == '-' && pattern_[pos_ + 1] != ']';
-      if (!range) {
-        bytes |= element;
-        continue;
-      }
-      ++pos_;
-      int high;
-      NIBBLE_TRY([[maybe_unused]] Bytes last, SetElement(&high));
-      if (low < 0 || high < low) return Wrong("a range that is none");
-      bytes |= Range(static_cast<unsigned>(low), static_cast<unsigned>(high));
-    }
-    ++pos_;
-    return AddNode(Kind::kSet, negated ? ~bytes : bytes);
-  }
-
-  int AddState(RegexLite::State state) {
-    regex_.states_.push_back(state);
-    return static_cast<int>(regex_.states_.size()) - 1;
-  }
-  int AddSplit(int next, int other) { return AddState({RegexLite::Op::kSplit, next, other, {}}); }
-
-  /// The states of a node that go on to `next`; gives the first. Built from the end, so that no
-  /// state needs patching but a repeat's.
-  int Emit(int index, int next) {
-    const Node& node = nodes_[static_cast<size_t>(index)];
-    switch (node.kind) {
-      case Kind::kSet:
-        return AddState({RegexLite::Op::kSet, next, -1, node.bytes});
-      case Kind::kBegin:
-        return AddState({RegexLite::Op::kBegin, next, -1, {}});
-      case Kind::kEnd:
-        return AddState({RegexLite::Op::kEnd, next, -1, {}});
-      case Kind::kSequence:
-        for (auto child = node.children.rbegin(); child != node.children.rend(); ++child) {
-          next = Emit(*child, next);
-        }
-        return next;
-      case Kind::kAlternatives: {
-        int start = Emit(node.children.back(), next);
-        for (size_t i = node.children.size() - 1; i-- > 0;) {
-          start = AddSplit(Emit(node.children[i], next), start);
-        }
-        return start;
-      }
-      case Kind::kOptional:
-        return AddSplit(Emit(node.children[0], next), next);
-      case Kind::kStar:
-      case Kind::kPlus:
-        break;
-    }
-    const int loop = AddSplit(-1, next);
-    const int body = Emit(node.children[0], loop);
-    regex_.states_[static_cast<size_t>(loop)].next = body;
-    return node.kind == Kind::kStar ? loop : body;
-  }
-
-  std::string_view pattern_;
-  size_t pos_ = 0;
-  std::vector<Node> nodes_;
-  RegexLite regex_;
-};
-
-Result<RegexLite> RegexLite::Compile(std::string_view pattern) {
-  return RegexCompiler(pattern).Compile();
-}
-
-/// The states that a prefix of the text may have led to, all at once.
-struct RegexLite::Run {
-  explicit Run(const RegexLite& r) : regex(r), seen_at(r.states_.size(), SIZE_MAX) {}
-
-  /// Adds `state` and all that it leads to without taking a byte. True when one of them accepts.
-  bool Add(int state, size_t position, size_t length) {
-    stack.push_back(state);
-    while (!stack.empty()) {
-      const int index = stack.back();
-      stack.pop_back();
-      if (seen_at[static_cast<size_t>(index)] == position) continue;
-      seen_at[static_cast<size_t>(index)] = position;
+  /// True when the set accepts; it is then left incomplete.
+  bool Add(int state) {
+    stack_.push_back(state);
+    while (!stack_.empty()) {
+      const int index = stack_.back();
+      stack_.pop_back();
+      if (added_[static_cast<size_t>(index)] == round_) continue;
+      added_[static_cast<size_t>(index)] = round_;
       ++steps;
-      const State& s = regex.states_[static_cast<size_t>(index)];
+      const State& s = regex_.states_[static_cast<size_t>(index)];
       switch (s.op) {
         case Op::kAccept:
+          stack_.clear();
           return true;
         case Op::kSet:
-          next.push_back(index);
+          members.push_back(index);
           break;
         case Op::kBegin:
-          if (position == 0) stack.push_back(s.next);
+          if (at_begin_) stack_.push_back(s.next);
           break;
         case Op::kEnd:
-          if (position == length) stack.push_back(s.next);
+          if (at_end_) {
+            stack_.push_back(s.next);
+          } else {
+            members.push_back(index);  // so that the set can be asked again at the end
+          }
           break;
         case Op::kSplit:
-          stack.push_back(s.other);
-          stack.push_back(s.next);
+          stack_.push_back(s.other);
+          stack_.push_back(s.next);
           break;
       }
     }
     return false;
   }
 
-  const RegexLite& regex;
-  std::vector<size_t> seen_at;  // the position at which a state was last added
-  std::vector<int> now, next, stack;
+  std::vector<int> members;  // kSet and kEnd states
   uint64_t steps = 0;
+
+ private:
+  const RegexLite& regex_;
+  bool at_begin_ = false, at_end_ = false;
+  size_t round_ = 0;
+  std::vector<size_t> added_;  // the round in which a state was last added
+  std::vector<int> stack_;
 };
 
-bool RegexLite::MatchesPrefix(std::string_view text, uint64_t* steps) const {
-  Run run(*this);
-  bool accepted = run.Add(start_, 0, text.size());
-  for (size_t i = 0; i < text.size() && !accepted && !run.next.empty(); ++i) {
-    std::swap(run.now, run.next);
-    run.next.clear();
-    const auto byte = static_cast<unsigned char>(text[i]);
-    if (byte > 0x7F) break;
-    for (const int index : run.now) {
-      const State& s = states_[static_cast<size_t>(index)];
-      if (s.bytes.test(byte) && run.Add(s.next, i + 1, text.size())) {
-        accepted = true;
-        break;
-      }
+/// Gives two bytes one class if every set of the pattern holds both or neither.
+void RegexLite::BuildClasses() {
+  table_.columns = 1;
+  for (const State& s : states_) {
+    if (s.op != Op::kSet) continue;
+    std::array<int, 256> split_of;  // by old class: its part inside the set
+    split_of.fill(-1);
+    std::array<size_t, 128> inside = {}, outside = {};
+    for (size_t c = 0; c < 128; ++c) ++(s.bytes.test(c) ? inside : outside)[table_.class_of[c]];
+    for (size_t c = 0; c < 128; ++c) {
+      const uint8_t old = table_.class_of[c];
+      if (!s.bytes.test(c) || outside[old] == 0) continue;
+      if (split_of[old] < 0) split_of[old] = static_cast<int>(table_.columns++);
+      table_.class_of[c] = static_cast<uint8_t>(split_of[old]);
     }
   }
-  if (steps) *steps += run.steps;
+}
+
+/// The subset construction, given up (leaving `next` empty) where a stranger's pattern makes it
+/// large: real recipes' need some fifty rows.
+void RegexLite::BuildTable() {
+  constexpr size_t kMaxRows = 256;
+  constexpr uint64_t kMaxSteps = 100'000;
+  constexpr uint16_t kDead = 0, kMatch = 1;
+  BuildClasses();
+  std::array<unsigned, 128> byte_of = {};
+  for (unsigned c = 0; c < 128; ++c) byte_of[table_.class_of[c]] = c;
+
+  Walk walk(*this);
+  std::map<std::vector<int>, uint16_t> row_of;
+  std::vector<std::vector<int>> rows(2);  // [row]: its states
+  table_.accept_at_end = {false, true};
+  auto add_row = [&](bool at_begin) {
+    rows.push_back(walk.members);
+    const std::vector<int>& members = rows.back();
+    walk.Begin(at_begin, true);
+    bool accepts = false;
+    for (const int m : members) {
+      const State& s = states_[static_cast<size_t>(m)];
+      accepts = accepts || (s.op == Op::kEnd && walk.Add(s.next));
+    }
+    table_.accept_at_end.push_back(accepts);
+    return static_cast<uint16_t>(rows.size() - 1);
+  };
+
+  walk.Begin(true, false);
+  // The start is in no map: `^` holds in it, and in no row that has the same states later.
+  table_.start = walk.Add(start_) ? kMatch : add_row(true);
+  table_.next.assign(2 * table_.columns, kDead);
+  std::fill_n(table_.next.begin() + static_cast<std::ptrdiff_t>(table_.columns), table_.columns,
+              kMatch);
+  for (size_t row = 2; row < rows.size(); ++row) {
+    for (size_t column = 0; column < table_.columns; ++column) {
+      walk.Begin(false, false);
+      bool accepted = false;
+      for (const int m : rows[row]) {
+        const State& s = states_[static_cast<size_t>(m)];
+        accepted = s.op == Op::kSet && s.bytes.test(byte_of[column]) && walk.Add(s.next);
+        if (accepted) break;
+      }
+      uint16_t next = accepted ? kMatch : kDead;
+      if (!accepted && !walk.members.empty()) {
+        std::sort(walk.members.begin(), walk.members.end());
+        const auto [at, is_new] = row_of.emplace(walk.members, uint16_t{0});
+        if (is_new) at->second = add_row(false);
+        next = at->second;
+      }
+      table_.next.push_back(next);
+    }
+    if (rows.size() > kMaxRows || walk.steps > kMaxSteps) {
+      table_.next.clear();
+      return;
+    }
+  }
+}
+
+bool RegexLite::MatchStates(std::string_view text, uint64_t* steps) const {
+  Walk walk(*this);
+  std::vector<int> now;
+  walk.Begin(true, text.empty());
+  bool accepted = walk.Add(start_);
+  for (size_t i = 0; i < text.size() && !accepted && !walk.members.empty(); ++i) {
+    std::swap(now, walk.members);
+    walk.Begin(false, i + 1 == text.size());
+    const auto byte = static_cast<unsigned char>(text[i]);
+    if (byte > 0x7F) break;
+    for (const int index : now) {
+      const State& s = states_[static_cast<size_t>(index)];
+      accepted = s.op == Op::kSet && s.bytes.test(byte) && walk.Add(s.next);
+      if (accepted) break;
+    }
+  }
+  if (steps) *steps += walk.steps;
   return accepted;
+}
+
+bool RegexLite::MatchesPrefix(std::string_view text, uint64_t* steps) const {
+  if (table_.next.empty()) return MatchStates(text, steps);
+  size_t row = table_.start, i = 0;
+  for (; i < text.size() && row > 1; ++i) {
+    const auto byte = static_cast<unsigned char>(text[i]);
+    row = byte > 0x7F ? 0 : table_.next[row * table_.columns + table_.class_of[byte]];
+  }
+  if (steps) *steps += i + 1;
+  return row == 1 || (i == text.size() && table_.accept_at_end[row]);
 }
 
 }  // namespace nibble

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <bitset>
 #include <cstdint>
 #include <string>
@@ -25,14 +26,15 @@ class RegexLite {
   static Result<RegexLite> Compile(std::string_view pattern);
 
   /// Whether a match begins at the first byte of the text (Python's re.match): it may end anywhere.
-  /// cost   at most states x (bytes + 1) steps, which are added to `*steps` where given
+  /// cost   one table look-up a byte; for patterns whose table would be large, at most states x
+  ///        (bytes + 1) steps. The steps are added to `*steps` where given.
   bool MatchesPrefix(std::string_view text, uint64_t* steps = nullptr) const;
 
   const std::string& pattern() const { return pattern_; }
 
  private:
   friend class RegexCompiler;
-  struct Run;
+  class Walk;
 
   enum class Op : uint8_t { kSet, kSplit, kBegin, kEnd, kAccept };
   struct State {
@@ -42,9 +44,23 @@ class RegexLite {
     std::bitset<128> bytes;  // kSet: what it takes
   };
 
+  /// The deterministic form. Row 0 is that of no way on, row 1 that of a match, both final.
+  struct Table {
+    std::array<uint8_t, 128> class_of = {};  // bytes that no state tells apart share a column
+    size_t columns = 0;
+    std::vector<uint16_t> next;       // [rows, columns]
+    std::vector<bool> accept_at_end;  // [rows]: a match if the text ends here
+    uint16_t start = 0;
+  };
+
+  void BuildClasses();
+  void BuildTable();
+  bool MatchStates(std::string_view text, uint64_t* steps) const;
+
   std::string pattern_;
   std::vector<State> states_;
   int start_ = 0;
+  Table table_;  // next is empty where it would be too large
 };
 
 }  // namespace nibble
