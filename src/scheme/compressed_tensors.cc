@@ -207,7 +207,7 @@ class CompressedTensorsDialect : public Dialect {
       NIBBLE_TRY(auto found, ResolveRank(name, rank, steps));
       if (found) return Answer{*std::move(found), rank == Rank::kWhole};
     }
-    return Answer{{kBf16Scheme, SourceFormat::kNone, path_ + ".config_groups: no target names it"},
+    return Answer{{kBf16Scheme, SourceFormat::kNone, path_ + ".config_groups (no target names it)"},
                   true};
   }
 

@@ -154,7 +154,7 @@ class MixedDialect : public Dialect {
         if (found != layers_.end()) return Answer{found->second, true};
       }
     }
-    return Answer{{kBf16Scheme, SourceFormat::kNone, path_ + " does not list it"}, true};
+    return Answer{{kBf16Scheme, SourceFormat::kNone, path_ + " (not listed)"}, true};
   }
 
  private:

@@ -153,6 +153,7 @@ size_t ModulePatterns::FindPath(std::string_view name) const {
 
 size_t ModulePatterns::FindGlob(std::string_view name, uint64_t* steps) const {
   for (const Glob& glob : globs_) {
+    if (*steps > kMaxPatternSteps) break;
     if (GlobMatches(glob.pattern, name, steps)) return glob.entry;
   }
   return kNone;
@@ -163,6 +164,7 @@ size_t ModulePatterns::FindRegex(const ModuleName& name, uint64_t* steps) const 
   for (const Spellings* spellings : {&name.own, &name.block}) {
     for (const std::string& spelling : *spellings) {
       for (const Regex& r : regexes_) {
+        if (*steps > kMaxPatternSteps) return kNone;
         if (r.entry < first && r.regex.MatchesPrefix(spelling, steps)) first = r.entry;
       }
     }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -13,6 +14,11 @@
 #include "scheme/names.h"
 
 namespace nibble::scheme {
+
+/// The work that the patterns of one model may cost. That of a real one with 94 layers of 512
+/// experts and ten patterns is half a billion steps, a second; what exceeds this is meant to hang
+/// us.
+inline constexpr uint64_t kMaxPatternSteps = 4'000'000'000;
 
 /// A list of module names out of a configuration, which gives the entry that names a module as
 /// evidence. At most 1024 entries may be patterns; plain names are unlimited.
@@ -37,7 +43,8 @@ class ModulePatterns {
   static Result<ModulePatterns> ReadCompressedTensors(const Json& list, std::string path);
 
   /// The first entry that names the module: `config.json: quantization_config.ignore[3] =
-  /// "lm_head"`.
+  /// "lm_head"`. Nothing, whatever the entries, once `*steps` exceeds kMaxPatternSteps: who asks
+  /// must look.
   std::optional<std::string> Match(const ModuleName& name, uint64_t* steps) const;
 
   // The same for one kind of compressed-tensors' entries alone.

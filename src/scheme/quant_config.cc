@@ -6,12 +6,10 @@
 #include <unordered_map>
 #include <utility>
 
+#include "scheme/module_patterns.h"
+
 namespace nibble::scheme {
 namespace {
-
-// The work that one module's patterns may cost. The largest real one (256 experts, ten regular
-// expressions) costs about two million steps; what exceeds this is meant to hang us.
-constexpr uint64_t kMaxSteps = 200'000'000;
 
 constexpr std::array<std::array<std::string_view, 3>, 2> kSharedInputs = {{
     {"q_proj", "k_proj", "v_proj"},
@@ -20,11 +18,8 @@ constexpr std::array<std::array<std::string_view, 3>, 2> kSharedInputs = {{
 
 Error Disagree(std::string_view a, const ModuleScheme& of_a, std::string_view b,
                const ModuleScheme& of_b, std::string_view why) {
-  Error e = Err(ErrorCode::kCorruptFile, "{} is {} but {} is {}: {}", a, ShortName(of_a.scheme), b,
-                ShortName(of_b.scheme), why);
-  e.where = of_b.evidence;
-  e.hint = fmt::format("{} says the first", of_a.evidence);
-  return e;
+  return Err(ErrorCode::kCorruptFile, "{} is {} ({}) but {} is {} ({}): {}", a,
+             ShortName(of_a.scheme), of_a.evidence, b, ShortName(of_b.scheme), of_b.evidence, why);
 }
 
 std::pair<std::string_view, std::string_view> SplitLast(std::string_view name) {
@@ -66,23 +61,23 @@ Result<Dialect::Answer> QuantConfig::Resolve(std::string_view name, uint64_t* st
                            true};
   }
   NIBBLE_TRY(Dialect::Answer answer, parts_.dialect->Resolve(ModuleNameOf(name), steps));
-  if (*steps > kMaxSteps) {
+  if (*steps > kMaxPatternSteps) {
     return Err(ErrorCode::kCorruptFile,
-               "matching the quantization config's patterns against {} takes more than {} steps",
-               name, kMaxSteps);
+               "matching the quantization config's patterns, up to {}, takes more than {} steps",
+               name, kMaxPatternSteps);
   }
   return answer;
 }
 
-Result<ModuleScheme> QuantConfig::SchemeOfExperts(const ModuleQuery& module) const {
-  uint64_t steps = 0;
+Result<ModuleScheme> QuantConfig::SchemeOfExperts(const ModuleQuery& module,
+                                                  uint64_t* steps) const {
   std::string first_name;
   ModuleScheme first;
   for (int expert = 0; expert < module.experts; ++expert) {
     for (const std::string_view projection : {"gate_proj", "up_proj", "down_proj"}) {
       if (!module.gated && projection == "gate_proj") continue;
       std::string name = fmt::format("{}.{}.{}", module.name, expert, projection);
-      NIBBLE_TRY(Dialect::Answer answer, Resolve(name, &steps));
+      NIBBLE_TRY(Dialect::Answer answer, Resolve(name, steps));
       if (first_name.empty()) {
         first_name = std::move(name);
         first = std::move(answer.module);
@@ -96,12 +91,16 @@ Result<ModuleScheme> QuantConfig::SchemeOfExperts(const ModuleQuery& module) con
 }
 
 Result<ModuleScheme> QuantConfig::SchemeOf(const ModuleQuery& module) const {
+  uint64_t steps = 0;
+  return SchemeOf(module, &steps);
+}
+
+Result<ModuleScheme> QuantConfig::SchemeOf(const ModuleQuery& module, uint64_t* steps) const {
   if (module.module_class == ModuleClass::kExperts) {
     NIBBLE_CHECK(module.experts > 0, "an expert block without experts");
-    return SchemeOfExperts(module);
+    return SchemeOfExperts(module, steps);
   }
-  uint64_t steps = 0;
-  NIBBLE_TRY(Dialect::Answer answer, Resolve(module.name, &steps));
+  NIBBLE_TRY(Dialect::Answer answer, Resolve(module.name, steps));
   if (module.module_class == ModuleClass::kOther && !answer.by_name &&
       answer.module.scheme != kBf16Scheme) {
     return ModuleScheme{kBf16Scheme, SourceFormat::kNone,
@@ -115,9 +114,10 @@ Result<std::vector<ModuleScheme>> QuantConfig::SchemesOf(
     std::span<const ModuleQuery> modules) const {
   std::vector<ModuleScheme> schemes;
   schemes.reserve(modules.size());
+  uint64_t steps = 0;
   std::unordered_map<std::string, size_t> first_of;  // by "parent/group": who came first
   for (const ModuleQuery& module : modules) {
-    NIBBLE_TRY(ModuleScheme scheme, SchemeOf(module));
+    NIBBLE_TRY(ModuleScheme scheme, SchemeOf(module, &steps));
     const auto [parent, leaf] = SplitLast(module.name);
     for (const auto& group : kSharedInputs) {
       if (leaf.empty() || (leaf != group[0] && leaf != group[1] && leaf != group[2])) continue;

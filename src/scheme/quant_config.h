@@ -94,7 +94,8 @@ class QuantConfig {
 
  private:
   Result<Dialect::Answer> Resolve(std::string_view name, uint64_t* steps) const;
-  Result<ModuleScheme> SchemeOfExperts(const ModuleQuery& module) const;
+  Result<ModuleScheme> SchemeOf(const ModuleQuery& module, uint64_t* steps) const;
+  Result<ModuleScheme> SchemeOfExperts(const ModuleQuery& module, uint64_t* steps) const;
 
   QuantConfigParts parts_;
 };
