@@ -19,7 +19,7 @@ struct BlockEvent {
   int expert = -1;          // -1: a linear
   int projection = 0;       // 0 gate (or the linear itself), 1 up, 2 down
   int64_t row = 0, block = 0;
-  std::span<const double> x;  // the 16 inputs
+  std::span<double> x;  // the 16 inputs; a test may move them
   double gscale = 0;
 };
 

@@ -1,0 +1,140 @@
+#include "rig.h"
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+
+#include "base/file.h"
+#include "kernels/cpu/isa.h"
+
+namespace nibble::golden {
+
+Result<std::unique_ptr<Rig>> Rig::Open(const std::string& dir, const plan::Wishes& wishes,
+                                       CpuIsa isa, const MakeOperators& make) {
+  auto rig = std::make_unique<Rig>();
+  NIBBLE_TRY(rig->checkpoint, checkpoint::Checkpoint::Open(dir));
+  NIBBLE_TRY(rig->plan, plan::MakePlan(rig->checkpoint, kernels::cpu::DescribeCpu(isa), wishes));
+  NIBBLE_TRY(rig->weights, weights::LoadWeights(rig->checkpoint, rig->plan, rig->pool));
+  rig->operators = make ? make(rig->plan.glue, isa, rig->pool)
+                        : std::make_unique<kernels::HostOperators>(rig->plan.glue, isa, rig->pool);
+  NIBBLE_TRY(rig->model,
+             model::Qwen3Moe::Create(rig->plan.model, rig->weights, *rig->operators, 1, 1024));
+  return rig;
+}
+
+std::vector<std::vector<float>> Rig::Logits(std::span<const int32_t> ids, int64_t first,
+                                            int64_t batch) {
+  const int64_t n = static_cast<int64_t>(ids.size()), vocab = plan.model.vocab;
+  std::vector<std::vector<float>> out;
+  for (int64_t start = 0; start < n; start += batch) {
+    const int64_t rows = std::min(batch, n - start);
+    const kernels::SequenceRows sequence{0, 0, rows, start};
+    NIBBLE_CHECK(model->Forward(ids.subspan(start, rows), {&sequence, 1}).ok(), "forward failed");
+    for (int64_t r = std::max<int64_t>(first - start, 0); r < rows; ++r) {
+      out.emplace_back(vocab, NAN);
+      NIBBLE_CHECK(model->Logits({&r, 1}, out.back()).ok(), "logits failed");
+    }
+  }
+  return out;
+}
+
+Reference::Reference(const std::string& path) {
+  if (auto file = checkpoint::SafetensorsFile::Open(path)) file_ = *std::move(file);
+}
+
+const checkpoint::TensorInfo* Reference::Find(const std::string& name) const {
+  for (const auto& t : file_->tensors()) {
+    if (t.name == name) return &t;
+  }
+  return nullptr;
+}
+
+std::vector<float> Reference::Floats(const std::string& name) const {
+  const auto* t = Find(name);
+  NIBBLE_CHECK(t != nullptr && t->dtype == checkpoint::DType::kF32,
+               "no such float tensor in the reference");
+  std::vector<float> out(t->data.size() / 4);
+  std::memcpy(out.data(), t->data.data(), t->data.size());
+  return out;
+}
+
+std::vector<int32_t> Reference::Ints(const std::string& name) const {
+  const auto* t = Find(name);
+  NIBBLE_CHECK(t != nullptr && t->dtype == checkpoint::DType::kI32,
+               "no such int tensor in the reference");
+  std::vector<int32_t> out(t->data.size() / 4);
+  std::memcpy(out.data(), t->data.data(), t->data.size());
+  return out;
+}
+
+int Reference::prompts() const {
+  int n = 0;
+  while (Has(fmt::format("p{}.ids", n))) ++n;
+  return n;
+}
+
+std::string TestData() {
+  const char* value = std::getenv("NIBBLE_TEST_DATA");
+  return value == nullptr ? "" : value;
+}
+
+std::vector<Subject> MiniCheckpoints() {
+  const std::string source = NIBBLE_SOURCE_DIR, data = TestData();
+  // Perplexities: models/README.md's table and the references' own (12 windows of 512 held-out tokens).
+  std::vector<Subject> out = {
+      {"qwen3-moe-mini-modelopt-W4A16_NVFP4", source + "/models/qwen3-moe-mini",
+       source + "/tests/golden/references/qwen3-moe-mini-modelopt-W4A16_NVFP4.native.safetensors",
+       false, 27.551, 27.551}};
+  if (data.empty()) return out;
+  out[0].reference = data + "/references/" + out[0].name + ".native.safetensors";
+  const Subject kMore[] = {{"qwen3-moe-mini-modelopt-NVFP4", "", "", true, 28.029, 27.551},
+                           {"qwen3-moe-mini-ct-NVFP4A16", "", "", false, 27.553, 27.553},
+                           {"qwen3-moe-mini-ct-NVFP4", "", "", true, 27.970, 27.553}};
+  for (Subject s : kMore) {
+    s.dir = data + "/checkpoints/" + s.name;
+    s.reference = data + "/references/" + s.name + ".native.safetensors";
+    out.push_back(std::move(s));
+  }
+  return out;
+}
+
+std::vector<Subject> TinyCheckpoints() {
+  const std::string here = std::string(NIBBLE_SOURCE_DIR) + "/tests/golden/";
+  std::vector<Subject> out;
+  const auto add = [&](const std::string& name, const char* mode, bool w4a4) {
+    out.push_back({name, here + "tiny/" + name,
+                   here + "references/tiny-" + name + "." + mode + ".safetensors", w4a4, 0, 0});
+  };
+  add("modelopt-w4a16", "a16", false);
+  add("ct-nvfp4a16", "a16", false);
+  add("modelopt-nvfp4", "native", true);
+  add("ct-nvfp4", "native", true);
+  return out;
+}
+
+double RelativeL2(std::span<const float> a, std::span<const float> b) {
+  NIBBLE_CHECK(a.size() == b.size(), "vectors of different length");
+  double difference = 0, norm = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    difference += (static_cast<double>(a[i]) - b[i]) * (static_cast<double>(a[i]) - b[i]);
+    norm += static_cast<double>(b[i]) * b[i];
+  }
+  const double relative = std::sqrt(difference / norm);
+  return std::isnan(relative) ? HUGE_VAL : relative;  // a NaN must fail every comparison
+}
+
+std::vector<CpuIsa> IsasHere() {
+  std::vector<CpuIsa> out;
+  for (CpuIsa isa : {CpuIsa::kScalar, CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16}) {
+    if (kernels::cpu::HasIsa(isa)) out.push_back(isa);
+  }
+  return out;
+}
+
+plan::Wishes Reference64() {
+  plan::Wishes wishes;
+  wishes.any = Backend::kReference;
+  return wishes;
+}
+
+}  // namespace nibble::golden

@@ -1,0 +1,84 @@
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/thread_pool.h"
+#include "checkpoint/checkpoint.h"
+#include "kernels/host_operators.h"
+#include "model/qwen3_moe.h"
+#include "plan/plan.h"
+#include "weights/model_weights.h"
+
+namespace nibble::golden {
+
+// What the golden tests stand on: a loaded model taken apart, and the references that PyTorch computed.
+
+/// A checkpoint loaded without an engine around it, so that a test can reach every part.
+struct Rig {
+  using MakeOperators = std::function<std::unique_ptr<kernels::HostOperators>(
+      Backend glue, CpuIsa isa, ThreadPool& pool)>;
+
+  checkpoint::Checkpoint checkpoint;
+  plan::Plan plan;
+  ThreadPool pool{2};
+  weights::ModelWeights weights;
+  std::unique_ptr<kernels::HostOperators> operators;
+  std::optional<model::Qwen3Moe> model;
+
+  /// `make` may put a subclass in the operators' place.
+  static Result<std::unique_ptr<Rig>> Open(const std::string& dir, const plan::Wishes& wishes,
+                                           CpuIsa isa, const MakeOperators& make = {});
+
+  /// Runs ids from position 0 in batches of at most `batch` and gives the logits of every position from `first` on.
+  std::vector<std::vector<float>> Logits(std::span<const int32_t> ids, int64_t first,
+                                         int64_t batch = plan::kMaxBatchTokens);
+};
+
+/// Tensors of a reference file by name, as float or int32.
+class Reference {
+ public:
+  explicit Reference(const std::string& path);
+  bool Has(const std::string& name) const { return file_ && Find(name) != nullptr; }
+  std::vector<float> Floats(const std::string& name) const;
+  std::vector<int32_t> Ints(const std::string& name) const;
+  /// Prompts in the file: p0, p1, …
+  int prompts() const;
+
+ private:
+  const checkpoint::TensorInfo* Find(const std::string& name) const;
+  std::optional<checkpoint::SafetensorsFile> file_;
+};
+
+/// One checkpoint under test.
+struct Subject {
+  std::string name;  // "qwen3-moe-mini-modelopt-NVFP4"
+  std::string dir;
+  std::string reference;  // .safetensors
+  bool w4a4 = false;
+  double
+      ppl = 0,
+      ppl_a16 =
+          0;  // held-out perplexity of native and of a16, as the references' makers measured; 0: not known
+};
+
+/// The bundled sample and, where NIBBLE_TEST_DATA leads to them, the other three of its kind.
+std::vector<Subject> MiniCheckpoints();
+/// The two-layer checkpoints in tests/golden/tiny.
+std::vector<Subject> TinyCheckpoints();
+/// NIBBLE_TEST_DATA, or empty.
+std::string TestData();
+
+/// ||a - b|| / ||b||
+double RelativeL2(std::span<const float> a, std::span<const float> b);
+/// The instruction sets that this machine can run.
+std::vector<CpuIsa> IsasHere();
+/// --moe-backend reference
+plan::Wishes Reference64();
+
+}  // namespace nibble::golden
