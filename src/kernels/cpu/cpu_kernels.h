@@ -41,14 +41,17 @@ struct CpuKernels {
   void (*pack_nvfp4)(const float* x, int64_t groups, float gscale, std::byte* out);
 
   /// y[t * ldy + r] for the 16 rows of one strip and 1..kDecodeTokens tokens.
+  /// `next` is where reading goes on after this strip, to be fetched ahead of time; it is never dereferenced.
   /// shapes   strip: `tiles` tiles; x[t]: a packed activation of 64 * tiles elements; y: 16 floats
   /// a token, all written
-  using Decode = void (*)(const std::byte* strip, int64_t tiles, const std::byte* const* x,
-                          int tokens, float global, float* y, int64_t ldy);
+  using Decode = void (*)(const std::byte* strip, const std::byte* next, int64_t tiles,
+                          const std::byte* const* x, int tokens, float global, float* y,
+                          int64_t ldy);
   Decode decode_nvfp4, decode_bf16;
 
   /// An NVFP4 strip as the bf16 tiles of code * block scale (exact); the global scale is left out.
-  void (*expand_nvfp4)(const std::byte* strip, int64_t tiles, std::byte* panel);
+  void (*expand_nvfp4)(const std::byte* strip, const std::byte* next, int64_t tiles,
+                       std::byte* panel);
   /// y[t * ldy + 16 * s + r] for 1..kPanelStrips strips of bf16 tiles and any number of tokens.
   void (*panel_gemm)(const std::byte* const* panels, int strips, int64_t tiles,
                      const std::byte* const* x, int64_t tokens, float global, float* y,

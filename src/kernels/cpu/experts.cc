@@ -12,8 +12,8 @@ namespace {
 
 // A pair is one (token, rank); its position is its place in the order of experts, tokens ascending within one. Two parallel regions:
 //   up    unit (expert, 3 strips of I): gate and up, the activation function, and h rounded or quantized into its packed row
-//   down  unit (3 strips of H): every expert's part of these columns, then the weighted sums of all tokens over them
-// so that results meet only within a unit. Down's intermediate, [pairs][48], stays in a core's L2.
+//   down  unit (a few dozen rows of H): every expert's part of these columns, then the weighted sums of all tokens over them
+// so that results meet only within a unit, and Down's intermediate, [pairs][columns], stays in a core's caches.
 
 bool AllEqual(const std::vector<float>& v) {
   return std::all_of(v.begin(), v.end(), [&](float s) { return s == v[0]; });
@@ -57,7 +57,8 @@ class ExpertsCall {
     h_rows_ = carver.Take<const std::byte*>(pairs_);
     packed_x_ = carver.Take<std::byte>(rows * XBytes());
     packed_h_ = carver.Take<std::byte>(pairs_ * HBytes());
-    partial_ = carver.Take<float>(threads * pairs_ * kBlockStride);
+    down_groups_ = DownGroups(threads);
+    partial_ = carver.Take<float>(threads * pairs_ * down_groups_ * kBlockStride);
     panels_ = carver.Take<std::byte>(threads * ThreadPanelBytes());
     scratch_bytes_ = carver.used();
   }
@@ -73,11 +74,22 @@ class ExpertsCall {
     });
   }
   void Down(ThreadPool& pool) {
-    ForUnits(pool, Groups(e_.hidden),
-             [&](int64_t unit, int thread) { DownUnit(unit * kPanelStrips, thread); });
+    const int64_t groups = Groups(e_.hidden);
+    ForUnits(pool, (groups + down_groups_ - 1) / down_groups_, [&](int64_t unit, int thread) {
+      const int64_t first = unit * down_groups_;
+      DownUnit(first, std::min(first + down_groups_, groups), thread);
+    });
   }
 
  private:
+  /// Groups of strips in one unit of Down. One token: a thread's whole share, for long streams. More: enough that an expert's h, once in
+  /// L2, serves several groups, few enough that units can be dealt out evenly.
+  int64_t DownGroups(int threads) const {
+    const int64_t groups = Groups(e_.hidden);
+    if (tokens_ == 1) return (groups + threads - 1) / threads;
+    return std::clamp<int64_t>(groups / (threads * 8), 1, 4);
+  }
+
   /// Contiguous parts while all units cost the same, which keeps each thread on its own streams; else whoever is free.
   template <class F>
   void ForUnits(ThreadPool& pool, int64_t units, F unit) {
@@ -115,8 +127,8 @@ class ExpertsCall {
 
   void UpUnit(int64_t expert, int64_t first_strip, int thread);
   void Activate(int64_t expert, const float* gate, const float* up, std::byte* out) const;
-  void DownUnit(int64_t first_strip, int thread);
-  void WeightedSum(const float* partial, int64_t column, int64_t columns);
+  void DownUnit(int64_t first_group, int64_t last_group, int thread);
+  void WeightedSum(const float* partial, int64_t stride, int64_t column, int64_t columns);
 
   const CpuKernels& kernels_;
   const PreparedExperts& e_;
@@ -133,7 +145,7 @@ class ExpertsCall {
   GatedActivation how_;
 
   size_t scratch_bytes_ = 0;
-  int64_t n_active_ = 0;
+  int64_t n_active_ = 0, down_groups_ = 1;
   int32_t* first_ = nullptr;            // [E + 1] an expert's first position
   int32_t* active_ = nullptr;           // [n_active_] experts that have tokens
   int32_t* pair_at_ = nullptr;          // [pairs] of a position
@@ -142,7 +154,7 @@ class ExpertsCall {
   const std::byte** h_rows_ = nullptr;  // [pairs] by position
   std::byte* packed_x_ = nullptr;       // [tokens] or [shards][pairs] rows of XBytes()
   std::byte* packed_h_ = nullptr;       // [pairs] rows of HBytes(), by position
-  float* partial_ = nullptr;            // [threads][pairs][kBlockStride]
+  float* partial_ = nullptr;            // [threads][pairs][down_groups_ * kBlockStride]
   std::byte* panels_ = nullptr;         // [threads][ThreadPanelBytes()]
 };
 
@@ -227,12 +239,13 @@ void ExpertsCall::UpUnit(int64_t expert, int64_t first_strip, int thread) {
   const float* alphas = &e_.quant.g1_alphas[expert * shards_];
   const int up_shard = shards_ - 1;
 
-  const StripGroup ups(kernels_, up, first_strip, strips, UsesPanels(kernels_, up.format, count),
-                       panels);
   const PackedMatrix& gate = gated_ ? Matrix(e_.gate[expert]) : up;
+  const std::byte* next_up = up.strip(first_strip + strips);
+  const StripGroup ups(kernels_, up, first_strip, strips, UsesPanels(kernels_, up.format, count),
+                       panels, gated_ ? gate.strip(first_strip) : next_up);
   const StripGroup gates(kernels_, gate, first_strip, gated_ ? strips : 0,
                          UsesPanels(kernels_, gate.format, count),
-                         panels + kPanelStrips * PanelBytes(e_.hidden));
+                         panels + kPanelStrips * PanelBytes(e_.hidden), next_up);
   const float gate_factor = Factor(alphas[0], A1(expert, 0));
   const float up_factor = Factor(alphas[up_shard], A1(expert, up_shard));
 
@@ -256,28 +269,38 @@ void ExpertsCall::UpUnit(int64_t expert, int64_t first_strip, int thread) {
   }
 }
 
-void ExpertsCall::DownUnit(int64_t first_strip, int thread) {
-  float* partial = partial_ + thread * pairs_ * kBlockStride;
-  const int strips = StripsIn(e_.hidden, first_strip);
+void ExpertsCall::DownUnit(int64_t first_group, int64_t last_group, int thread) {
+  const int64_t stride = down_groups_ * kBlockStride;
+  float* partial = partial_ + thread * pairs_ * stride;
+  const int64_t first_strip = first_group * kPanelStrips;
   for (int64_t i = 0; i < n_active_; ++i) {
     const int64_t expert = active_[i], count = CountOf(expert), first = first_[expert];
     const PackedMatrix& down = Matrix(e_.down[expert]);
-    const StripGroup group(kernels_, down, first_strip, strips,
-                           UsesPanels(kernels_, down.format, count), ThreadPanels(thread));
-    group.Multiply(h_rows_ + first, count, Factor(e_.quant.g2_alphas[expert], A2(expert)),
-                   partial + first * kBlockStride, kBlockStride);
+    const PackedMatrix& next = Matrix(e_.down[active_[i + 1 < n_active_ ? i + 1 : 0]]);
+    for (int64_t g = first_group; g < last_group; ++g) {
+      const int64_t strip = g * kPanelStrips;
+      const int strips = StripsIn(e_.hidden, strip);
+      const StripGroup group(
+          kernels_, down, strip, strips, UsesPanels(kernels_, down.format, count),
+          ThreadPanels(thread),
+          g + 1 < last_group ? down.strip(strip + strips) : next.strip(first_strip));
+      group.Multiply(h_rows_ + first, count, Factor(e_.quant.g2_alphas[expert], A2(expert)),
+                     partial + first * stride + (g - first_group) * kBlockStride, stride);
+    }
   }
-  WeightedSum(partial, first_strip * kStripRows, strips * kStripRows);
+  const int64_t last_strip = std::min(last_group * kPanelStrips, StripCount(e_.hidden));
+  WeightedSum(partial, stride, first_strip * kStripRows, (last_strip - first_strip) * kStripRows);
 }
 
 /// y[t, column ..] = sum of the token's rows of `partial`, in the order of its ranks.
-void ExpertsCall::WeightedSum(const float* partial, int64_t column, int64_t columns) {
+void ExpertsCall::WeightedSum(const float* partial, int64_t stride, int64_t column,
+                              int64_t columns) {
   for (int64_t t = 0; t < tokens_; ++t) {
     for (int64_t c = 0; c < columns; c += kStripRows) {
       float sum[kStripRows] = {};
       for (int64_t p = t * top_k_; p < (t + 1) * top_k_; ++p) {
         const float weight = weights_[p];
-        const float* from = partial + position_of_[p] * kBlockStride + c;
+        const float* from = partial + position_of_[p] * stride + c;
         for (int r = 0; r < kStripRows; ++r) sum[r] += weight * from[r];
       }
       std::copy_n(sum, kStripRows, y_ + t * e_.hidden + column + c);

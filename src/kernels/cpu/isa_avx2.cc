@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kernels/cpu/ahead.h"
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/target.h"
 #include "layout/cpu_tile.h"
@@ -19,7 +20,6 @@ namespace {
 
 using Byte = std::byte;
 
-constexpr int64_t kPrefetchBytes = 9216;  // as in the AVX-512 files
 constexpr int kPanelTokens = 6;  // 2 x 6 sums, 2 weights and 1 activation fill 15 of 16 registers
 
 inline __m256i Load(const Byte* p) {
@@ -41,14 +41,6 @@ inline __m256 HighHalves(__m256i pairs) {
   return _mm256_castsi256_ps(
       _mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xFFFF0000u))));
 }
-template <int kLines>
-inline void Prefetch(const Byte* p) {
-#pragma GCC unroll 32
-  for (int i = 0; i < kLines; ++i) {
-    _mm_prefetch(reinterpret_cast<const char*>(p) + kPrefetchBytes + i * 64, _MM_HINT_T0);
-  }
-}
-
 // Eight rows of a half group as bf16. A row's 8 codes are the nibbles of one 32-bit lane, in the order k = 0 2 4 6 1 3 5 7. Two
 // lookups give the low and the high bytes of the bf16 values of the low nibbles (k = 0 4 1 5), two those of the high ones (2 6 3 7);
 // interleaving the bytes makes 16-bit values of them:
@@ -122,15 +114,16 @@ inline void DecodeGroup(const Byte* codes, const Byte* scales, const Byte* const
 }
 
 template <int kTokens>
-void DecodeNvfp4Tokens(const Byte* strip, int64_t tiles, const Byte* const* x, float global,
-                       float* y, int64_t ldy) {
+void DecodeNvfp4Tokens(const Byte* strip, const Byte* next, int64_t tiles, const Byte* const* x,
+                       float global, float* y, int64_t ldy) {
+  const Ahead<kNvfp4TileBytes> ahead(strip, tiles, next);
   __m256 top[kTokens][2], bottom[kTokens][2];  // rows 0..7 and 8..15
 #pragma GCC unroll 4
   for (int t = 0; t < kTokens; ++t) {
     top[t][0] = top[t][1] = bottom[t][0] = bottom[t][1] = _mm256_setzero_ps();
   }
   for (int64_t tile = 0; tile < tiles; ++tile, strip += kNvfp4TileBytes) {
-    Prefetch<9>(strip);
+    ahead.Fetch(strip, tile);
     for (int group = 0; group < 4; ++group) {
       const Byte *codes = strip + group * 128, *scales = strip + 512 + group * 16;
       const int64_t offset = tile * 256 + group * 64;
@@ -148,24 +141,25 @@ void DecodeNvfp4Tokens(const Byte* strip, int64_t tiles, const Byte* const* x, f
   }
 }
 
-void DecodeNvfp4(const Byte* strip, int64_t tiles, const Byte* const* x, int tokens, float global,
-                 float* y, int64_t ldy) {
+void DecodeNvfp4(const Byte* strip, const Byte* next, int64_t tiles, const Byte* const* x,
+                 int tokens, float global, float* y, int64_t ldy) {
   switch (tokens) {
     case 1:
-      return DecodeNvfp4Tokens<1>(strip, tiles, x, global, y, ldy);
+      return DecodeNvfp4Tokens<1>(strip, next, tiles, x, global, y, ldy);
     case 2:
-      return DecodeNvfp4Tokens<2>(strip, tiles, x, global, y, ldy);
+      return DecodeNvfp4Tokens<2>(strip, next, tiles, x, global, y, ldy);
     case 3:
-      return DecodeNvfp4Tokens<3>(strip, tiles, x, global, y, ldy);
+      return DecodeNvfp4Tokens<3>(strip, next, tiles, x, global, y, ldy);
     default:
-      return DecodeNvfp4Tokens<4>(strip, tiles, x, global, y, ldy);
+      return DecodeNvfp4Tokens<4>(strip, next, tiles, x, global, y, ldy);
   }
 }
 
 /// One strip of bf16 tiles against kTokens tokens, as decoding reads it (from memory) and as panels are multiplied (from L2).
 template <int kTokens, bool kFromMemory>
-void StripBlock(const Byte* strip, int64_t tiles, const Byte* const* x, float global, float* y,
-                int64_t ldy) {
+void StripBlock(const Byte* strip, const Byte* next, int64_t tiles, const Byte* const* x,
+                float global, float* y, int64_t ldy) {
+  [[maybe_unused]] const Ahead<kBf16TileBytes> ahead(strip, tiles, next);
   const Byte* p[kTokens];
   __m256 sum[kTokens][2];
 #pragma GCC unroll 6
@@ -174,7 +168,9 @@ void StripBlock(const Byte* strip, int64_t tiles, const Byte* const* x, float gl
     sum[t][0] = sum[t][1] = _mm256_setzero_ps();
   }
   for (int64_t pair = 0; pair < tiles * (kTileK / 2); ++pair, strip += 64) {
-    if constexpr (kFromMemory) Prefetch<1>(strip);
+    if constexpr (kFromMemory) {
+      if (pair % 32 == 0) ahead.Fetch(strip, pair / 32);
+    }
     __m256 w0 = LowHalves(Load(strip)), w1 = LowHalves(Load(strip + 32));
 #pragma GCC unroll 6
     for (int t = 0; t < kTokens; ++t) {
@@ -199,30 +195,32 @@ void StripBlock(const Byte* strip, int64_t tiles, const Byte* const* x, float gl
   }
 }
 
-void DecodeBf16(const Byte* strip, int64_t tiles, const Byte* const* x, int tokens, float global,
-                float* y, int64_t ldy) {
+void DecodeBf16(const Byte* strip, const Byte* next, int64_t tiles, const Byte* const* x,
+                int tokens, float global, float* y, int64_t ldy) {
   switch (tokens) {
     case 1:
-      return StripBlock<1, true>(strip, tiles, x, global, y, ldy);
+      return StripBlock<1, true>(strip, next, tiles, x, global, y, ldy);
     case 2:
-      return StripBlock<2, true>(strip, tiles, x, global, y, ldy);
+      return StripBlock<2, true>(strip, next, tiles, x, global, y, ldy);
     case 3:
-      return StripBlock<3, true>(strip, tiles, x, global, y, ldy);
+      return StripBlock<3, true>(strip, next, tiles, x, global, y, ldy);
     default:
-      return StripBlock<4, true>(strip, tiles, x, global, y, ldy);
+      return StripBlock<4, true>(strip, next, tiles, x, global, y, ldy);
   }
 }
 
 void PanelGemm(const Byte* const* panels, int strips, int64_t tiles, const Byte* const* x,
                int64_t tokens, float global, float* y, int64_t ldy) {
-  using Block = void (*)(const Byte*, int64_t, const Byte* const*, float, float*, int64_t);
+  using Block =
+      void (*)(const Byte*, const Byte*, int64_t, const Byte* const*, float, float*, int64_t);
   constexpr Block kBlocks[kPanelTokens] = {StripBlock<1, false>, StripBlock<2, false>,
                                            StripBlock<3, false>, StripBlock<4, false>,
                                            StripBlock<5, false>, StripBlock<6, false>};
   // Blocks of near-equal size: 7 tokens as 4 + 3, for a block of one token would leave most of the multipliers waiting.
   for (int64_t blocks = (tokens + kPanelTokens - 1) / kPanelTokens; blocks > 0; --blocks) {
     const int64_t n = (tokens + blocks - 1) / blocks;
-    for (int s = 0; s < strips; ++s) kBlocks[n - 1](panels[s], tiles, x, global, y + s * 16, ldy);
+    for (int s = 0; s < strips; ++s)
+      kBlocks[n - 1](panels[s], nullptr, tiles, x, global, y + s * 16, ldy);
     x += n;
     y += n * ldy;
     tokens -= n;
@@ -243,9 +241,11 @@ inline void ExpandHalfGroup(const Byte* codes, __m256 scale, Byte* panel) {
   }
 }
 
-void ExpandNvfp4(const Byte* strip, int64_t tiles, Byte* panel) {
+void ExpandNvfp4(const Byte* strip, const Byte* next, int64_t tiles, Byte* panel) {
+  const Ahead<kNvfp4TileBytes> ahead(strip, tiles, next);
   const __m256 unit = _mm256_set1_ps(kScaleUnit);
   for (int64_t i = 0; i < tiles; ++i, strip += kNvfp4TileBytes, panel += kBf16TileBytes) {
+    ahead.Fetch(strip, i);
     for (int group = 0; group < 4; ++group) {
       const Byte *codes = strip + group * 128, *scales = strip + 512 + group * 16;
       const __m256 top = _mm256_mul_ps(LoadScales(scales), unit);

@@ -32,8 +32,9 @@ void PackNvfp4(const float* x, int64_t groups, float gscale, Byte* out) {
 
 /// Codes are multiplied as they are; the sum of each group of 16 k meets its block scale at its end.
 template <int kTokens>
-void DecodeNvfp4Tokens(const Byte* strip, int64_t tiles, const Byte* const* x, float global,
-                       float* y, int64_t ldy) {
+void DecodeNvfp4Tokens(const Byte* strip, const Byte* next, int64_t tiles, const Byte* const* x,
+                       float global, float* y, int64_t ldy) {
+  const Ahead<kNvfp4TileBytes> ahead(strip, tiles, next);
   // vpermps ignores all but index bits 3..0, so a nibble need not be masked.
   const __m512 table =
       _mm512_setr_ps(0, .5f, 1, 1.5f, 2, 3, 4, 6, -0.f, -.5f, -1, -1.5f, -2, -3, -4, -6);
@@ -45,7 +46,7 @@ void DecodeNvfp4Tokens(const Byte* strip, int64_t tiles, const Byte* const* x, f
     sum[t] = _mm512_setzero_ps();
   }
   for (int64_t tile = 0; tile < tiles; ++tile, strip += kNvfp4TileBytes) {
-    Prefetch<9>(strip);
+    ahead.Fetch(strip, tile);
 #pragma GCC unroll 4
     for (int group = 0; group < 4; ++group) {
       __m512 part[kTokens][2];
@@ -80,8 +81,9 @@ void DecodeNvfp4Tokens(const Byte* strip, int64_t tiles, const Byte* const* x, f
 }
 
 template <int kTokens>
-void DecodeBf16Tokens(const Byte* strip, int64_t tiles, const Byte* const* x, float global,
-                      float* y, int64_t ldy) {
+void DecodeBf16Tokens(const Byte* strip, const Byte* next, int64_t tiles, const Byte* const* x,
+                      float global, float* y, int64_t ldy) {
+  const Ahead<kBf16TileBytes> ahead(strip, tiles, next);
   constexpr int kChains = 4;  // sums in flight a token: one would wait for its own latency
   const Byte* p[kTokens];
   __m512 sum[kTokens][kChains];
@@ -92,7 +94,7 @@ void DecodeBf16Tokens(const Byte* strip, int64_t tiles, const Byte* const* x, fl
     for (int c = 0; c < kChains; ++c) sum[t][c] = _mm512_setzero_ps();
   }
   for (int64_t tile = 0; tile < tiles; ++tile, strip += kBf16TileBytes) {
-    Prefetch<32>(strip);
+    ahead.Fetch(strip, tile);
 #pragma GCC unroll 16
     for (int step = 0; step < 16; ++step) {
 #pragma GCC unroll 2

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kernels/cpu/ahead.h"
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/target.h"
 #include "layout/cpu_tile.h"
@@ -17,17 +18,6 @@ NIBBLE_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")
 
 namespace nibble::kernels::cpu {
 namespace {
-
-// How far ahead of itself a strip is fetched. Measured on Zen 5 with huge pages: 40.5 GB/s at 9 KiB, 32.3 at none.
-constexpr int64_t kPrefetchBytes = 9216;
-
-template <int kLines>
-inline void Prefetch(const std::byte* p) {
-#pragma GCC unroll 32
-  for (int i = 0; i < kLines; ++i) {
-    _mm_prefetch(reinterpret_cast<const char*>(p) + kPrefetchBytes + i * 64, _MM_HINT_T0);
-  }
-}
 
 /// The 16 E2M1 values as bf16, twice: vpermw ignores index bit 4, so a nibble need not be masked.
 inline __m512i CodesAsBf16() {
@@ -51,10 +41,12 @@ inline __m512 HighHalves(__m512i pairs) {
 }
 inline __m512 LowHalves(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
 
-void ExpandNvfp4(const std::byte* strip, int64_t tiles, std::byte* panel) {
+void ExpandNvfp4(const std::byte* strip, const std::byte* next, int64_t tiles, std::byte* panel) {
+  const Ahead<kNvfp4TileBytes> ahead(strip, tiles, next);
   const __m512i table = CodesAsBf16();
   const __m512 unit = _mm512_set1_ps(kScaleUnit);
   for (int64_t i = 0; i < tiles; ++i, strip += kNvfp4TileBytes) {
+    ahead.Fetch(strip, i);
 #pragma GCC unroll 4
     for (int group = 0; group < 4; ++group) {
       const __m512 scale = _mm512_mul_ps(LoadScales(strip + 512 + group * 16), unit);

@@ -39,8 +39,9 @@ void PackNvfp4(const float* x, int64_t groups, float gscale, Byte* out) {
 
 /// Codes are multiplied as they are; the sum of each group of 16 k meets its block scale in fp32.
 template <int kTokens>
-void DecodeNvfp4Tokens(const Byte* strip, int64_t tiles, const Byte* const* x, float global,
-                       float* y, int64_t ldy) {
+void DecodeNvfp4Tokens(const Byte* strip, const Byte* next, int64_t tiles, const Byte* const* x,
+                       float global, float* y, int64_t ldy) {
+  const Ahead<kNvfp4TileBytes> ahead(strip, tiles, next);
   const __m512i table = CodesAsBf16();
   const Byte* p[kTokens];
   __m512 sum[kTokens];
@@ -50,7 +51,7 @@ void DecodeNvfp4Tokens(const Byte* strip, int64_t tiles, const Byte* const* x, f
     sum[t] = _mm512_setzero_ps();
   }
   for (int64_t tile = 0; tile < tiles; ++tile, strip += kNvfp4TileBytes) {
-    Prefetch<9>(strip);
+    ahead.Fetch(strip, tile);
 #pragma GCC unroll 4
     for (int group = 0; group < 4; ++group) {
       const __m512 scale = LoadScales(strip + 512 + group * 16);
@@ -83,8 +84,9 @@ void DecodeNvfp4Tokens(const Byte* strip, int64_t tiles, const Byte* const* x, f
 }
 
 template <int kTokens>
-void DecodeBf16Tokens(const Byte* strip, int64_t tiles, const Byte* const* x, float global,
-                      float* y, int64_t ldy) {
+void DecodeBf16Tokens(const Byte* strip, const Byte* next, int64_t tiles, const Byte* const* x,
+                      float global, float* y, int64_t ldy) {
+  const Ahead<kBf16TileBytes> ahead(strip, tiles, next);
   constexpr int kChains = 4;  // sums in flight a token: one would wait for its own latency
   const Byte* p[kTokens];
   __m512 sum[kTokens][kChains];
@@ -95,7 +97,7 @@ void DecodeBf16Tokens(const Byte* strip, int64_t tiles, const Byte* const* x, fl
     for (int c = 0; c < kChains; ++c) sum[t][c] = _mm512_setzero_ps();
   }
   for (int64_t tile = 0; tile < tiles; ++tile, strip += kBf16TileBytes) {
-    Prefetch<32>(strip);
+    ahead.Fetch(strip, tile);
 #pragma GCC unroll 8
     for (int step = 0; step < 8; ++step) {
 #pragma GCC unroll 4

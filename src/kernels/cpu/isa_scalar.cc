@@ -53,8 +53,8 @@ float TileScale(const std::byte* tile, int g, int r) {
   return DecodeE4m3(static_cast<uint8_t>(tile[512 + g * 16 + r]));
 }
 
-void DecodeNvfp4(const std::byte* strip, int64_t tiles, const std::byte* const* x, int tokens,
-                 float global, float* y, int64_t ldy) {
+void DecodeNvfp4(const std::byte* strip, const std::byte*, int64_t tiles, const std::byte* const* x,
+                 int tokens, float global, float* y, int64_t ldy) {
   std::array<std::array<float, kRows>, kDecodeTokens> sum{};
   for (int64_t tile = 0; tile < tiles; ++tile, strip += kNvfp4TileBytes) {
     for (int g = 0; g < kTileK / kGroup; ++g) {
@@ -77,8 +77,8 @@ void DecodeNvfp4(const std::byte* strip, int64_t tiles, const std::byte* const* 
 }
 
 /// The 16 rows of one strip of bf16 tiles against up to kDecodeTokens tokens.
-void DecodeBf16(const std::byte* strip, int64_t tiles, const std::byte* const* x, int tokens,
-                float global, float* y, int64_t ldy) {
+void DecodeBf16(const std::byte* strip, const std::byte*, int64_t tiles, const std::byte* const* x,
+                int tokens, float global, float* y, int64_t ldy) {
   std::array<std::array<float, kRows>, kDecodeTokens> sum{};
   for (int64_t pair = 0; pair < tiles * (kTileK / 2); ++pair, strip += kRows * 4) {
     for (int t = 0; t < tokens; ++t) {
@@ -94,7 +94,7 @@ void DecodeBf16(const std::byte* strip, int64_t tiles, const std::byte* const* x
   }
 }
 
-void ExpandNvfp4(const std::byte* strip, int64_t tiles, std::byte* panel) {
+void ExpandNvfp4(const std::byte* strip, const std::byte*, int64_t tiles, std::byte* panel) {
   for (int64_t tile = 0; tile < tiles; ++tile, strip += kNvfp4TileBytes, panel += kBf16TileBytes) {
     for (int g = 0; g < kTileK / kGroup; ++g) {
       for (int r = 0; r < kRows; ++r) {
@@ -114,7 +114,7 @@ void PanelGemm(const std::byte* const* panels, int strips, int64_t tiles, const 
   for (int s = 0; s < strips; ++s) {
     for (int64_t t = 0; t < tokens; t += kDecodeTokens) {
       const int n = static_cast<int>(std::min<int64_t>(kDecodeTokens, tokens - t));
-      DecodeBf16(panels[s], tiles, x + t, n, global, y + t * ldy + s * kRows, ldy);
+      DecodeBf16(panels[s], nullptr, tiles, x + t, n, global, y + t * ldy + s * kRows, ldy);
     }
   }
 }

@@ -171,7 +171,7 @@ TEST_P(IsaTest, ExpandsEveryCodeUnderEveryScaleExactly) {
   NaivePack(m);
   const int64_t tiles = m.k / 64;
   AlignedBytes panel(tiles * kBf16TileBytes);
-  kernels().expand_nvfp4(m.packed.data(), tiles, panel.data());
+  kernels().expand_nvfp4(m.packed.data(), nullptr, tiles, panel.data());
   for (int64_t r = 0; r < 16; ++r) {
     for (int64_t c = 0; c < m.k; ++c) {
       uint16_t bits;
@@ -238,7 +238,7 @@ TEST_P(IsaTest, DecodeAndPanelsAreWithinTheFp32Bound) {
         if (format == TileFormat::kBf16) {
           panels[s] = view.strip(s);
         } else {
-          kernels().expand_nvfp4(view.strip(s), tiles,
+          kernels().expand_nvfp4(view.strip(s), view.strip(0), tiles,
                                  expanded.data() + s * tiles * kBf16TileBytes);
         }
       }
@@ -258,7 +258,7 @@ TEST_P(IsaTest, DecodeAndPanelsAreWithinTheFp32Bound) {
         std::vector<float> y(tokens * 50, nan);
         const auto decode =
             format == TileFormat::kNvfp4 ? kernels().decode_nvfp4 : kernels().decode_bf16;
-        decode(view.strip(1), tiles, rows, tokens, m.global, y.data(), 50);
+        decode(view.strip(1), view.strip(2), tiles, rows, tokens, m.global, y.data(), 50);
         check(y, tokens, 1, 1);
       }
       for (int strips = 1; strips <= 3; ++strips) {

@@ -115,7 +115,8 @@ class LinearCall {
     const int64_t first = unit * kPanelStrips;
     const int strips = static_cast<int>(std::min<int64_t>(kPanelStrips, StripCount(w.n) - first));
     std::byte* panels = expands_ ? panels_ + thread * kPanelStrips * PanelBytes(k_) : nullptr;
-    const StripGroup group(kernels_, w, first, strips, as_panels_[shard], panels);
+    const StripGroup group(kernels_, w, first, strips, as_panels_[shard], panels,
+                           w.strip(first + strips));
 
     const int form = forms_.of_shard[shard];
     const std::byte* const* x = row_pointers_ + form * tokens_;

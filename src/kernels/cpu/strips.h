@@ -17,9 +17,11 @@ inline constexpr int kBlockTokens = 8;
 inline constexpr int64_t kBlockStride = kPanelStrips * kStripRows;
 
 inline int64_t TilesOf(int64_t k) { return (k + kTileK - 1) / kTileK; }
-inline int64_t PanelBytes(int64_t k) { return StripBytes(TileFormat::kBf16, k); }
+/// A panel, and the distance of one packed row of activations from the next. One cache line more than they hold: rows a power of two
+/// apart would compete for the same few lines of L1.
+inline int64_t PanelBytes(int64_t k) { return StripBytes(TileFormat::kBf16, k) + 64; }
 inline int64_t PackedRowBytes(const CpuKernels& kernels, int64_t k) {
-  return TilesOf(k) * kTileK * kernels.activation_bytes;
+  return TilesOf(k) * kTileK * kernels.activation_bytes + 64;
 }
 
 /// Whether so many tokens are worth a panel (NVFP4: expanding the strips first).
@@ -32,18 +34,20 @@ inline bool UsesPanels(const CpuKernels& kernels, TileFormat format, int64_t tok
 class StripGroup {
  public:
   /// `panels` has room for kPanelStrips panels; it is written only for NVFP4 strips as panels.
+  /// `next`: what this thread will read after the group.
   StripGroup(const CpuKernels& kernels, const PackedMatrix& w, int64_t first_strip, int strips,
-             bool as_panels, std::byte* panels)
+             bool as_panels, std::byte* panels, const std::byte* next)
       : kernels_(kernels),
         format_(w.format),
         tiles_(TilesOf(w.k)),
         strips_(strips),
-        as_panels_(as_panels) {
+        as_panels_(as_panels),
+        next_(next) {
     for (int s = 0; s < strips; ++s) {
       strip_[s] = w.strip(first_strip + s);
       if (as_panels && format_ == TileFormat::kNvfp4) {
         std::byte* panel = panels + s * PanelBytes(w.k);
-        kernels.expand_nvfp4(strip_[s], tiles_, panel);
+        kernels.expand_nvfp4(strip_[s], Next(s), tiles_, panel);
         strip_[s] = panel;
       }
     }
@@ -60,17 +64,23 @@ class StripGroup {
     for (int s = 0; s < strips_; ++s) {
       for (int64_t t = 0; t < tokens; t += kDecodeTokens) {
         const int n = static_cast<int>(std::min<int64_t>(kDecodeTokens, tokens - t));
-        decode(strip_[s], tiles_, x + t, n, global, y + t * ldy + s * kStripRows, ldy);
+        decode(strip_[s], t + n < tokens ? strip_[s] : Next(s), tiles_, x + t, n, global,
+               y + t * ldy + s * kStripRows, ldy);
       }
     }
   }
 
  private:
+  const std::byte* Next(int s) const {
+    return s + 1 < strips_ ? strip_[s] + tiles_ * TileBytes(format_) : next_;
+  }
+
   const CpuKernels& kernels_;
   TileFormat format_;
   int64_t tiles_;
   int strips_;
   bool as_panels_;
+  const std::byte* next_;
   const std::byte* strip_[kPanelStrips] = {};
 };
 
@@ -88,7 +98,8 @@ inline void PackGroups(const CpuKernels& kernels, const float* x, int64_t groups
 inline void PackRow(const CpuKernels& kernels, const float* x, int64_t k, const float* gscale,
                     std::byte* out) {
   PackGroups(kernels, x, k / kStripRows, gscale, out);
-  std::fill(out + k * kernels.activation_bytes, out + PackedRowBytes(kernels, k), std::byte{0});
+  std::fill(out + k * kernels.activation_bytes,
+            out + TilesOf(k) * kTileK * kernels.activation_bytes, std::byte{0});
 }
 
 /// Below so many activations the caller packs them itself: a region costs more.

@@ -1,0 +1,355 @@
+// cpu_bench [THREADS...]: what the CPU kernels reach, one JSON object a line, for every ISA of this machine at the shapes of a
+// 2048 x 768 layer of 128 experts, 8 a token.
+//
+// Speeds are medians. On a machine that others use too, a thread's CPU time still says what a core can do ("cpu"); wall time is
+// taken only from rounds in which the process had its cores to itself ("wall", of "clean" rounds).
+
+#include <fmt/core.h>
+#include <time.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "base/arena.h"
+#include "kernels/cpu/experts.h"
+#include "kernels/cpu/isa.h"
+#include "kernels/cpu/linear.h"
+#include "kernels/cpu/strips.h"
+
+namespace nibble::kernels::cpu {
+namespace {
+
+constexpr int64_t kHidden = 2048, kIntermediate = 768, kExperts = 128;
+constexpr int kTopK = 8;
+
+double Seconds(clockid_t clock) {
+  timespec t;
+  clock_gettime(clock, &t);
+  return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_nsec) * 1e-9;
+}
+
+double Median(std::vector<double> v) {
+  if (v.empty()) return 0;
+  std::sort(v.begin(), v.end());
+  return v[v.size() / 2];
+}
+
+/// Times `body` up to `rounds` times, or for half a second, and prints its speed: `work` units of `unit` in each.
+template <class F>
+double Report(const std::string& what, int threads, int rounds, double work, const char* unit,
+              F body) {
+  std::vector<double> wall, cpu;
+  const double begin = Seconds(CLOCK_MONOTONIC);
+  for (int i = 0; i < rounds && (i < 3 || Seconds(CLOCK_MONOTONIC) < begin + 0.5); ++i) {
+    const double w = Seconds(CLOCK_MONOTONIC), c = Seconds(CLOCK_PROCESS_CPUTIME_ID);
+    body(i);
+    const double dw = Seconds(CLOCK_MONOTONIC) - w, dc = Seconds(CLOCK_PROCESS_CPUTIME_ID) - c;
+    cpu.push_back(dc / threads);
+    if (dc >= 0.95 * threads * dw) wall.push_back(dw);
+  }
+  const double cpu_s = Median(cpu), wall_s = Median(wall);
+  fmt::print(
+      "{{\"what\":\"{}\",\"threads\":{},\"unit\":\"{}\",\"cpu\":{:.1f},\"wall\":{:.1f},"
+      "\"us\":{:.1f},\"clean\":{},\"rounds\":{}}}\n",
+      what, threads, unit, work / cpu_s * 1e-9, wall.empty() ? 0 : work / wall_s * 1e-9,
+      (wall.empty() ? cpu_s : wall_s) * 1e6, wall.size(), cpu.size());
+  std::fflush(stdout);
+  return cpu_s;
+}
+
+HugeBuffer Allocate(size_t bytes) {
+  auto buffer = HugeBuffer::Allocate(bytes);
+  if (!buffer) {
+    fmt::print(stderr, "{}\n", buffer.error().Message());
+    std::exit(1);
+  }
+  return *std::move(buffer);
+}
+
+/// Random codes under scales of ordinary size.
+void FillNvfp4(HugeBuffer& buffer) {
+  std::mt19937_64 random(1);
+  for (size_t i = 0; i + 8 <= buffer.size(); i += 8) {
+    const uint64_t word = random();
+    std::memcpy(buffer.data() + i, &word, 8);
+  }
+  for (size_t tile = 0; tile + kNvfp4TileBytes <= buffer.size(); tile += kNvfp4TileBytes) {
+    for (int i = 512; i < kNvfp4TileBytes; ++i) {
+      std::byte& scale = buffer.data()[tile + i];
+      scale = std::byte{0x28} | (scale & std::byte{0x0F});
+    }
+  }
+}
+
+std::vector<float> Normal(int64_t count) {
+  std::mt19937 random(2);
+  std::normal_distribution<float> normal;
+  std::vector<float> v(count);
+  for (float& f : v) f = normal(random);
+  return v;
+}
+
+/// Rows of x packed for `kernels`.
+struct PackedRows {
+  PackedRows(const CpuKernels& kernels, const std::vector<float>& x, int64_t rows)
+      : memory(Allocate(rows * PackedRowBytes(kernels, kHidden))) {
+    for (int64_t t = 0; t < rows; ++t) {
+      std::byte* row = memory.data() + t * PackedRowBytes(kernels, kHidden);
+      PackRow(kernels, x.data() + t * kHidden, kHidden, nullptr, row);
+      pointers.push_back(row);
+    }
+  }
+  HugeBuffer memory;
+  std::vector<const std::byte*> pointers;
+};
+
+/// A layer's experts over one buffer, and rounds of routes over them.
+struct Layer {
+  HugeBuffer weights;
+  PreparedExperts prepared;
+
+  Layer() {
+    const int64_t up = PackedBytes(TileFormat::kNvfp4, kIntermediate, kHidden);
+    const int64_t down = PackedBytes(TileFormat::kNvfp4, kHidden, kIntermediate);
+    weights = Allocate(kExperts * (2 * up + down));
+    FillNvfp4(weights);
+    const std::byte* p = weights.data();
+    const auto take = [&](int64_t n, int64_t k, int64_t bytes) {
+      const PackedMatrix m{TileFormat::kNvfp4, n, k, p};
+      p += bytes;
+      return m;
+    };
+    prepared.n_experts = kExperts;
+    prepared.hidden = kHidden;
+    prepared.intermediate = kIntermediate;
+    for (int64_t e = 0; e < kExperts; ++e) {
+      prepared.gate.push_back(take(kIntermediate, kHidden, up));
+      prepared.up.push_back(take(kIntermediate, kHidden, up));
+      prepared.down.push_back(take(kHidden, kIntermediate, down));
+    }
+    prepared.quant.g1_alphas.assign(kExperts * 2, 0.01f);
+    prepared.quant.g2_alphas.assign(kExperts, 0.01f);
+  }
+  double BytesPerExpert() const { return static_cast<double>(weights.size()) / kExperts; }
+};
+
+std::vector<int32_t> Routes(int64_t tokens, int round) {
+  std::mt19937 random(static_cast<unsigned>(round));
+  std::vector<int32_t> all(kExperts), ids;
+  for (int i = 0; i < kExperts; ++i) all[i] = i;
+  for (int64_t t = 0; t < tokens; ++t) {
+    std::shuffle(all.begin(), all.end(), random);
+    ids.insert(ids.end(), all.begin(), all.begin() + kTopK);
+  }
+  return ids;
+}
+
+void BenchRead(ThreadPool& pool, const HugeBuffer& buffer) {
+  std::vector<uint64_t> sums(pool.threads() * 8);
+  const int64_t lines = static_cast<int64_t>(buffer.size() / 64);
+  Report("plain read", pool.threads(), 15, static_cast<double>(buffer.size()), "GB/s", [&](int) {
+    pool.Run(lines, [&](int64_t begin, int64_t end, int thread) {
+      typedef uint64_t Words __attribute__((vector_size(16), may_alias));
+      Words a = {}, b = {}, c = {}, d = {};
+      for (int64_t i = begin; i < end; ++i) {
+        const auto* p = reinterpret_cast<const Words*>(buffer.data() + i * 64);
+        __builtin_prefetch(reinterpret_cast<const char*>(p) + 9216);
+        a ^= p[0];
+        b ^= p[1];
+        c ^= p[2];
+        d ^= p[3];
+      }
+      a ^= b ^ c ^ d;
+      sums[thread * 8] += a[0] ^ a[1];
+    });
+  });
+  if (sums[0] == 42) fmt::print("\n");  // the reads are used
+}
+
+void BenchStrips(const CpuKernels& k, const Layer& layer) {
+  const std::string isa(NameOf(k.isa));
+  const int64_t tiles = kHidden / kTileK, strip_bytes = tiles * kNvfp4TileBytes;
+  const auto x = Normal(64 * kHidden);
+  PackedRows rows(k, x, 64);
+  const int64_t strips = static_cast<int64_t>(layer.weights.size()) / strip_bytes;
+  const int64_t part = k.isa == CpuIsa::kScalar ? 12 : 3072;
+  float y[64 * 48];
+  for (int tokens : {1, 2, 4}) {
+    Report(fmt::format("{} decode strip, {} tokens, memory", isa, tokens), 1, 21,
+           static_cast<double>(part * strip_bytes), "GB/s", [&](int round) {
+             for (int64_t s = 0; s < part; ++s) {
+               const int64_t at = (round * part + s) % strips;
+               k.decode_nvfp4(layer.weights.data() + at * strip_bytes,
+                              layer.weights.data() + (at + 1) % strips * strip_bytes, tiles,
+                              rows.pointers.data(), tokens, 1.0f, y, 48);
+             }
+           });
+  }
+  Report(fmt::format("{} decode strip, 1 token, L2", isa), 1, 21,
+         static_cast<double>(part * strip_bytes), "GB/s", [&](int) {
+           for (int64_t s = 0; s < part; ++s) {
+             k.decode_nvfp4(layer.weights.data() + s % 32 * strip_bytes,
+                            layer.weights.data() + (s + 1) % 32 * strip_bytes, tiles,
+                            rows.pointers.data(), 1, 1.0f, y, 48);
+           }
+         });
+  HugeBuffer panels = Allocate(3 * PanelBytes(kHidden));
+  const std::byte* p[3];
+  for (int s = 0; s < 3; ++s) p[s] = panels.data() + s * PanelBytes(kHidden);
+  Report(fmt::format("{} expand strips", isa), 1, 21, static_cast<double>(96 * 16 * kHidden),
+         "Gweights/s", [&](int) {
+           for (int s = 0; s < 96; ++s) {
+             k.expand_nvfp4(layer.weights.data() + s * strip_bytes,
+                            layer.weights.data() + (s + 1) * strip_bytes, tiles,
+                            panels.data() + s % 3 * PanelBytes(kHidden));
+           }
+         });
+  const int repeats = k.isa == CpuIsa::kScalar ? 1 : 8;
+  Report(fmt::format("{} panel gemm 3 strips x 64 tokens", isa), 1, 21,
+         2.0 * repeats * 64 * 48 * kHidden, "GFLOP/s", [&](int) {
+           for (int i = 0; i < repeats; ++i) {
+             k.panel_gemm(p, 3, tiles, rows.pointers.data(), 64, 1.0f, y, 48);
+           }
+         });
+}
+
+/// Where panels begin to win: the same strips from memory against n tokens, both ways.
+void BenchSwitch(const CpuKernels& k, const Layer& layer) {
+  const auto x = Normal(24 * kHidden);
+  PackedRows rows(k, x, 24);
+  HugeBuffer panels = Allocate(3 * PanelBytes(kHidden));
+  float y[24 * 48];
+  constexpr int kGroups = 256;
+  const PackedMatrix all{TileFormat::kNvfp4, kExperts * 3 * kIntermediate, kHidden,
+                         layer.weights.data()};
+  for (int tokens = 3; tokens <= 24; tokens += tokens < 8 ? 1 : 2) {
+    double seconds[2];
+    for (bool as_panels : {false, true}) {
+      std::vector<double> cpu;
+      for (int round = 0; round < 11; ++round) {
+        const double c = Seconds(CLOCK_THREAD_CPUTIME_ID);
+        for (int64_t g = 0; g < kGroups; ++g) {
+          const int64_t first = (round * kGroups + g) % (StripCount(all.n) / 3) * 3;
+          StripGroup(k, all, first, 3, as_panels, panels.data(), all.strip(first + 3))
+              .Multiply(rows.pointers.data(), tokens, 1.0f, y, 48);
+        }
+        cpu.push_back(Seconds(CLOCK_THREAD_CPUTIME_ID) - c);
+      }
+      seconds[as_panels] = Median(cpu) / kGroups / 3;
+    }
+    fmt::print("{{\"what\":\"{} strip of {} tokens\",\"decode_us\":{:.2f},\"panel_us\":{:.2f}}}\n",
+               NameOf(k.isa), tokens, seconds[0] * 1e6, seconds[1] * 1e6);
+  }
+}
+
+void BenchExperts(const CpuKernels& k, ThreadPool& pool, Layer& layer, bool w4a4) {
+  PreparedExperts& e = layer.prepared;
+  e.quant.a1_gscale.reset();
+  e.quant.a2_gscale.reset();
+  if (w4a4) {
+    e.quant.a1_gscale.emplace(kExperts * 2, 400.0f);
+    e.quant.a2_gscale.emplace(kExperts, 300.0f);
+  }
+  Scratch scratch;
+  const std::string name = fmt::format("{} experts {}", NameOf(k.isa), w4a4 ? "W4A4" : "W4A16");
+  for (int64_t tokens : {1, 4, 16, 64, 512}) {
+    if (k.isa == CpuIsa::kScalar && tokens > 4) continue;
+    const auto x = Normal(tokens * kHidden);
+    std::vector<float> y(tokens * kHidden), weights(tokens * kTopK, 0.125f);
+    std::vector<std::vector<int32_t>> routes;
+    for (int i = 0; i < 16; ++i) routes.push_back(Routes(tokens, i));
+    const auto run = [&](int round) {
+      const auto& ids = routes[round % 16];
+      if (!Experts(k, pool, scratch, e, x.data(), tokens, ids.data(), weights.data(), kTopK,
+                   y.data())) {
+        std::exit(1);
+      }
+    };
+    run(0);
+    double touched = 0;
+    for (const auto& ids : routes) {
+      std::vector<bool> seen(kExperts);
+      for (int32_t id : ids) seen[id] = true;
+      touched += static_cast<double>(std::count(seen.begin(), seen.end(), true)) / 16;
+    }
+    const bool by_bytes = tokens <= 16;
+    const double work = by_bytes ? touched * layer.BytesPerExpert()
+                                 : 6.0 * static_cast<double>(tokens * kTopK) * kHidden *
+                                       static_cast<double>(kIntermediate);
+    Report(fmt::format("{}, {} tokens", name, tokens), pool.threads(),
+           tokens == 1    ? 201
+           : tokens <= 16 ? 41
+                          : 15,
+           work, by_bytes ? "GB/s" : "GFLOP/s", run);
+  }
+}
+
+void BenchLinear(const CpuKernels& k, ThreadPool& pool, const Layer& layer) {
+  constexpr int64_t kRows = 5120;
+  PreparedLinearShard shard;
+  shard.n = kRows;
+  shard.global = 0.01f;
+  const PreparedLinearShard* shards[] = {&shard};
+  const int64_t columns[] = {0};
+  const int64_t bytes = PackedBytes(TileFormat::kNvfp4, kRows, kHidden);
+  const int64_t copies = static_cast<int64_t>(layer.weights.size()) / bytes;
+  Scratch scratch;
+  for (int64_t tokens : {1, 512}) {
+    if (k.isa == CpuIsa::kScalar && tokens > 1) continue;
+    const auto x = Normal(tokens * kHidden);
+    std::vector<float> y(tokens * kRows);
+    const double work = tokens == 1 ? static_cast<double>(bytes)
+                                    : 2.0 * static_cast<double>(tokens * kRows) * kHidden;
+    Report(fmt::format("{} linear {}x{}, {} tokens", NameOf(k.isa), kRows, kHidden, tokens),
+           pool.threads(), tokens == 1 ? 101 : 9, work, tokens == 1 ? "GB/s" : "GFLOP/s",
+           [&](int round) {
+             shard.weight = PackedMatrix{TileFormat::kNvfp4, kRows, kHidden,
+                                         layer.weights.data() + round % copies * bytes};
+             if (!Linear(k, pool, scratch, shards, columns, x.data(), tokens, kHidden, y.data(),
+                         kRows)) {
+               std::exit(1);
+             }
+           });
+  }
+}
+
+int Main(int argc, char** argv) {
+  std::vector<int> threads;
+  for (int i = 1; i < argc; ++i) threads.push_back(std::max(1, std::atoi(argv[i])));
+  if (threads.empty()) threads = {1, AvailableCores()};
+  const auto chosen = ChooseIsa(std::getenv("NIBBLE_ISA"));
+  if (!chosen) {
+    fmt::print(stderr, "{}\n", chosen.error().Message());
+    return 2;
+  }
+  const DeviceInfo cpu = DescribeCpu(*chosen);
+  fmt::print("{{\"cpu\":\"{}\",\"cores\":{},\"isa\":\"{}\"}}\n", cpu.model, cpu.cores,
+             NameOf(cpu.isa));
+  Layer layer;
+  for (int n : threads) {
+    ThreadPool pool(n);
+    BenchRead(pool, layer.weights);
+  }
+  for (CpuIsa isa : {CpuIsa::kScalar, CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16}) {
+    if (isa > *chosen) break;
+    const CpuKernels& k = KernelsFor(isa);
+    BenchStrips(k, layer);
+    if (isa != CpuIsa::kScalar) BenchSwitch(k, layer);
+    for (int n : threads) {
+      ThreadPool pool(n);
+      BenchExperts(k, pool, layer, false);
+      BenchExperts(k, pool, layer, true);
+      BenchLinear(k, pool, layer);
+    }
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace nibble::kernels::cpu
+
+int main(int argc, char** argv) { return nibble::kernels::cpu::Main(argc, argv); }

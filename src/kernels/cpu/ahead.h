@@ -1,0 +1,34 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace nibble::kernels::cpu {
+namespace {  // in a header on purpose: see target.h
+
+/// Fetches ahead of a pass over a strip: 9 KiB further on in the stream, which continues at `next` when the strip is over. Measured on
+/// Zen 5 with huge pages: 40.5 GB/s at 9 KiB, 32.3 without; expanding strips to panels, 3 times faster than without.
+template <int64_t kTileBytes>
+class Ahead {
+ public:
+  Ahead(const std::byte* strip, int64_t tiles, const std::byte* next)
+      : jump_(Address(next) - Address(strip + tiles * kTileBytes)), from_(tiles - kDistance) {}
+
+  /// Call at every tile: fetches as many bytes as it has.
+  void Fetch(const std::byte* p, int64_t tile) const {
+    const uintptr_t at = Address(p) + kDistance * kTileBytes + (tile >= from_ ? jump_ : 0);
+#pragma GCC unroll 32
+    for (int64_t i = 0; i < kTileBytes; i += 64) {
+      __builtin_prefetch(reinterpret_cast<const char*>(at + i));
+    }
+  }
+
+ private:
+  static constexpr int64_t kDistance = 9216 / kTileBytes;  // tiles
+  static uintptr_t Address(const std::byte* p) { return reinterpret_cast<uintptr_t>(p); }
+  uintptr_t jump_;
+  int64_t from_;
+};
+
+}  // namespace
+}  // namespace nibble::kernels::cpu
