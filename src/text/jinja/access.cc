@@ -19,8 +19,8 @@ Value LoopAttribute(const LoopState& loop, std::string_view name) {
   if (name == "first") return Value(index == 0);
   if (name == "last") return Value(index + 1 == size);
   if (name == "length") return Value(size);
-  if (name == "depth") return Value(int64_t{loop.depth});
-  if (name == "depth0") return Value(int64_t{loop.depth} - 1);
+  if (name == "depth") return Value(int64_t{1});  // of recursion, which there is none of
+  if (name == "depth0") return Value(int64_t{0});
   if (name == "previtem" && index > 0) return loop.items->items[index - 1];
   if (name == "nextitem" && index + 1 < size) return loop.items->items[index + 1];
   return Value(Undefined{name});

@@ -108,7 +108,6 @@ class Renderer {
   std::string out_;
   Value block_text_;
   int depth_ = 0;
-  int loop_depth_ = 0;
 };
 
 // --- Names ---
@@ -311,8 +310,7 @@ Result<Flow> Renderer::ExecuteFor(const Stmt& stmt) {
     const ScopeGuard scope(*this);
     return Execute(stmt.bodies[1]);
   }
-  const auto loop = std::make_shared<LoopState>(LoopState{items, 0, loop_depth_ + 1});
-  ++loop_depth_;
+  const auto loop = std::make_shared<LoopState>(LoopState{items, 0});
   Result<Flow> flow = Flow::kNext;
   for (; loop->index < items->items.size(); ++loop->index) {
     const ScopeGuard scope(*this);
@@ -328,7 +326,6 @@ Result<Flow> Renderer::ExecuteFor(const Stmt& stmt) {
     flow = Execute(stmt.bodies[0]);
     if (!flow || *flow == Flow::kBreak) break;
   }
-  --loop_depth_;
   if (!flow) return flow;
   return Flow::kNext;
 }
@@ -548,7 +545,6 @@ Result<Value> Renderer::CallMacro(const Stmt& macro, const Arguments& arguments)
     }
   }
   const size_t caller_frame = std::exchange(frame_, scopes_.size());
-  const int caller_loops = std::exchange(loop_depth_, 0);
   const auto run = [&]() -> Result<std::string> {
     const ScopeGuard scope(*this);
     const size_t first_default = macro.targets.size() - macro.exprs.size();
@@ -571,7 +567,6 @@ Result<Value> Renderer::CallMacro(const Stmt& macro, const Arguments& arguments)
   };
   auto text = run();
   frame_ = caller_frame;
-  loop_depth_ = caller_loops;
   if (!text) return std::move(text).error();
   return Value(*std::move(text));
 }

@@ -119,7 +119,6 @@ class Value {
 struct LoopState {
   Value::List items;
   size_t index = 0;
-  int depth = 1;
 };
 
 /// Containers nest at most so deep: comparing, printing and freeing them recurses.
