@@ -161,16 +161,24 @@ class Reader {
       report_->used.insert((*tensor)->name);
       return tensor;
     }
-    Error e = std::move(tensor).error();
+    return Explained(std::move(tensor).error());
+  }
+
+  /// With the label that asked for the tensor: a wrong label is as likely as a wrong file.
+  Error Explained(Error e) const {
     if (e.hint.empty()) e.hint = LabelText();
+    if (e.code == ErrorCode::kNotFound) {
+      e.hint = LabelText() + "; the checkpoint is incomplete, or its label wrong";
+    }
     return e;
   }
 
   /// A stack's global or activation scales as multipliers.
   Result<std::vector<float>> GlobalScales(std::string_view end, const Stack& stack) {
     const std::string name = stack.name + std::string(end);
-    NIBBLE_TRY(std::vector<float> values,
-               checks_.NeedFloats(name, stack.ScaleShapes(), stack.place));
+    auto read = checks_.NeedFloats(name, stack.ScaleShapes(), stack.place);
+    if (!read) return Explained(std::move(read).error());
+    std::vector<float> values = *std::move(read);
     const TensorInfo& tensor = *checkpoint_.Find(name);
     report_->used.insert(tensor.name);
     for (float& value : values) {

@@ -42,10 +42,12 @@ Result<const TensorInfo*> TensorChecks::Need(const std::string& name, DType dtyp
                                              const Place& place) const {
   const TensorInfo* tensor = checkpoint_.Find(name);
   if (!tensor) {
-    return Error{ErrorCode::kNotFound,
-                 fmt::format("tensor {} is missing, expected {} {}", Quoted(name),
-                             checkpoint::NameOf(dtype), ShapeText(shape)),
-                 place.Text(), "the checkpoint is incomplete; export or download it again"};
+    return Error{
+        ErrorCode::kNotFound,
+        fmt::format("tensor {} is missing, expected {} {}", Quoted(name, checkpoint::kMaxNameBytes),
+                    checkpoint::NameOf(dtype), ShapeText(shape)),
+        place.Text(),
+        {}};
   }
   if (tensor->dtype != dtype) {
     return Wrong(*tensor, place,
@@ -64,8 +66,10 @@ Result<std::vector<float>> TensorChecks::NeedFloats(const std::string& name,
                                                     const Place& place) const {
   const TensorInfo* tensor = checkpoint_.Find(name);
   if (!tensor) {
-    return Error{ErrorCode::kNotFound, fmt::format("tensor {} is missing", Quoted(name)),
-                 place.Text(), "the checkpoint is incomplete; export or download it again"};
+    return Error{ErrorCode::kNotFound,
+                 fmt::format("tensor {} is missing", Quoted(name, checkpoint::kMaxNameBytes)),
+                 place.Text(),
+                 {}};
   }
   if (tensor->dtype != DType::kF32) {
     return Wrong(*tensor, place,
@@ -101,13 +105,14 @@ std::optional<size_t> FindBadBlockScale(std::span<const std::byte> scales) {
     const auto chunk = scales.subspan(begin, std::min(kChunk, scales.size() - begin));
     uint64_t seen = 0;
     size_t i = 0;
-    for (; i + sizeof(uint64_t) <= chunk.size(); i += sizeof(uint64_t)) {
+    for (; i + sizeof seen <= chunk.size(); i += sizeof seen) {
       uint64_t word;
       std::memcpy(&word, chunk.data() + i, sizeof word);
       seen |= word | (word + kOnes);
     }
-    if ((seen & kHigh) == 0 && i == chunk.size()) continue;
-    for (size_t j = 0; j < chunk.size(); ++j) {
+    const bool clean = (seen & kHigh) == 0;
+    if (clean && i == chunk.size()) continue;
+    for (size_t j = clean ? i : 0; j < chunk.size(); ++j) {
       if (std::to_integer<unsigned>(chunk[j]) > 0x7E) return begin + j;
     }
   }

@@ -52,7 +52,7 @@ class TensorChecks {
 std::optional<float> GlobalScale(float stored, SourceFormat format);
 
 /// The first byte that is no legal block scale: an e4m3 NaN, or one with its sign set.
-/// cost one pass, eight bytes at a time
+/// cost one pass
 std::optional<size_t> FindBadBlockScale(std::span<const std::byte> scales);
 
 }  // namespace nibble::scheme

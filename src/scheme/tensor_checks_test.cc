@@ -10,9 +10,9 @@ namespace {
 
 TEST(TensorChecks, FindsEachBadBlockScale) {
   // Every byte at every place of a length with a tail, behind words of every fill.
-  for (const size_t size : {1u, 7u, 8u, 9u, 19u, 4096u, 4101u}) {
+  for (const size_t size : {1u, 7u, 31u, 32u, 33u, 70u, 4096u, 4101u}) {
     for (unsigned byte = 0; byte < 256; ++byte) {
-      for (size_t at = 0; at < size; at += size < 20 ? 1 : 409) {
+      for (size_t at = 0; at < size; at += size < 100 ? 1 : 409) {
         std::vector<std::byte> scales(size, std::byte{0x7E});
         scales[at] = std::byte(byte);
         const auto bad = FindBadBlockScale(scales);
