@@ -72,3 +72,24 @@ def strings(count, added, seed=1):
                     break
             data = bytes(damaged)
         yield data
+
+
+def train_without_split(sample, texts, vocab_size):
+    """The sample's tokenizer.json with a vocabulary that was trained on whole texts: its merges reach over every border."""
+    import copy
+    import json
+
+    import tokenizers
+
+    blank = tokenizers.Tokenizer(tokenizers.models.BPE())
+    blank.normalizer = tokenizers.normalizers.NFC()
+    blank.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+                                             max_token_length=8, show_progress=False)
+    blank.train_from_iterator(texts, trainer)
+    trained = json.loads(blank.to_str())["model"]
+    spec = copy.deepcopy(sample)
+    spec["model"]["vocab"], spec["model"]["merges"] = trained["vocab"], trained["merges"]
+    for i, token in enumerate(spec["added_tokens"]):
+        token["id"] = len(trained["vocab"]) + i
+    return spec
