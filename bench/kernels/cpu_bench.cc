@@ -212,7 +212,7 @@ void BenchStrips(const CpuKernels& k, const Layer& layer) {
   Report(fmt::format("{} panel gemm 3 strips x 64 tokens", isa), 1, 21,
          2.0 * repeats * 64 * 48 * kHidden, "GFLOP/s", [&](int) {
            for (int i = 0; i < repeats; ++i) {
-             k.panel_gemm(p, 3, tiles, rows.pointers.data(), 64, 1.0f, y, 48);
+             k.panel_gemm(p, 3, false, tiles, rows.pointers.data(), 64, 1.0f, y, 48);
            }
          });
 }
@@ -288,26 +288,27 @@ void BenchExperts(const CpuKernels& k, ThreadPool& pool, Layer& layer, bool w4a4
   }
 }
 
-void BenchLinear(const CpuKernels& k, ThreadPool& pool, const Layer& layer) {
+void BenchLinear(const CpuKernels& k, ThreadPool& pool, const Layer& layer, TileFormat format) {
   constexpr int64_t kRows = 5120;
   PreparedLinearShard shard;
   shard.n = kRows;
   shard.global = 0.01f;
   const PreparedLinearShard* shards[] = {&shard};
   const int64_t columns[] = {0};
-  const int64_t bytes = PackedBytes(TileFormat::kNvfp4, kRows, kHidden);
+  const int64_t bytes = PackedBytes(format, kRows, kHidden);
   const int64_t copies = static_cast<int64_t>(layer.weights.size()) / bytes;
   Scratch scratch;
-  for (int64_t tokens : {1, 512}) {
+  for (int64_t tokens : {1, 8, 512}) {
     if (k.isa == CpuIsa::kScalar && tokens > 1) continue;
     const auto x = Normal(tokens * kHidden);
     std::vector<float> y(tokens * kRows);
-    const double work = tokens == 1 ? static_cast<double>(bytes)
+    const double work = tokens <= 8 ? static_cast<double>(bytes)
                                     : 2.0 * static_cast<double>(tokens * kRows) * kHidden;
-    Report(fmt::format("{} linear {}x{}, {} tokens", NameOf(k.isa), kRows, kHidden, tokens),
-           pool.threads(), tokens == 1 ? 101 : 9, work, tokens == 1 ? "GB/s" : "GFLOP/s",
+    Report(fmt::format("{} {} linear {}x{}, {} tokens", NameOf(k.isa),
+                       format == TileFormat::kBf16 ? "bf16" : "nvfp4", kRows, kHidden, tokens),
+           pool.threads(), tokens <= 8 ? 101 : 9, work, tokens <= 8 ? "GB/s" : "GFLOP/s",
            [&](int round) {
-             shard.weight = PackedMatrix{TileFormat::kNvfp4, kRows, kHidden,
+             shard.weight = PackedMatrix{format, kRows, kHidden,
                                          layer.weights.data() + round % copies * bytes};
              if (!Linear(k, pool, scratch, shards, columns, x.data(), tokens, kHidden, y.data(),
                          kRows)) {
@@ -343,7 +344,8 @@ int Main(int argc, char** argv) {
       ThreadPool pool(n);
       BenchExperts(k, pool, layer, false);
       BenchExperts(k, pool, layer, true);
-      BenchLinear(k, pool, layer);
+      BenchLinear(k, pool, layer, TileFormat::kNvfp4);
+      BenchLinear(k, pool, layer, TileFormat::kBf16);
     }
   }
   return 0;

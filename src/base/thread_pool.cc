@@ -23,9 +23,10 @@ int CoreOf(int cpu) {
   return first;
 }
 
-// How long a thread spins for its next region, or the caller for the last worker: some tens of microseconds, the pause being 40 to
-// 140 cycles. Longer than the gap between two regions of a token, far shorter than a scheduler's time slice.
-constexpr int kSpins = 2000;
+// How long a thread looks for its next region, or the caller for the last worker, before it sleeps: first some ten microseconds of
+// pauses (40 to 140 cycles each), which is more than lies between two regions of a token; then offering its core to others, because
+// where threads outnumber cores the one waited for may need just that.
+constexpr int kPauses = 500, kYields = 16;
 
 void Pause() {
 #if defined(__x86_64__)
@@ -35,10 +36,14 @@ void Pause() {
 
 /// Waits until `word` is no longer `old`; returns the new value, acquired.
 uint32_t AwaitChange(const std::atomic<uint32_t>& word, uint32_t old) {
-  for (int i = 0; i < kSpins; ++i) {
+  for (int i = 0; i < kPauses + kYields; ++i) {
     const uint32_t now = word.load(std::memory_order_acquire);
     if (now != old) return now;
-    Pause();
+    if (i < kPauses) {
+      Pause();
+    } else {
+      sched_yield();
+    }
   }
   word.wait(old, std::memory_order_acquire);
   return word.load(std::memory_order_acquire);

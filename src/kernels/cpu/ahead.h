@@ -6,6 +6,13 @@
 namespace nibble::kernels::cpu {
 namespace {  // in a header on purpose: see target.h
 
+constexpr int64_t kAheadBytes = 9216;
+
+/// Fetches the line that a pass over bf16 tiles will come to.
+inline void FetchLineAhead(const std::byte* p) {
+  __builtin_prefetch(reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(p) + kAheadBytes));
+}
+
 /// Fetches ahead of a pass over a strip: 9 KiB further on in the stream, which continues at `next` when the strip is over. Measured on
 /// Zen 5 with huge pages: 40.5 GB/s at 9 KiB, 32.3 without; expanding strips to panels, 3 times faster than without.
 template <int64_t kTileBytes>
@@ -24,7 +31,7 @@ class Ahead {
   }
 
  private:
-  static constexpr int64_t kDistance = 9216 / kTileBytes;  // tiles
+  static constexpr int64_t kDistance = kAheadBytes / kTileBytes;  // tiles
   static uintptr_t Address(const std::byte* p) { return reinterpret_cast<uintptr_t>(p); }
   uintptr_t jump_;
   int64_t from_;

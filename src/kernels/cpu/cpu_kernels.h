@@ -53,7 +53,8 @@ struct CpuKernels {
   void (*expand_nvfp4)(const std::byte* strip, const std::byte* next, int64_t tiles,
                        std::byte* panel);
   /// y[t * ldy + 16 * s + r] for 1..kPanelStrips strips of bf16 tiles and any number of tokens.
-  void (*panel_gemm)(const std::byte* const* panels, int strips, int64_t tiles,
+  /// `from_memory`: the tiles are not in a cache yet, fetch them ahead of the first tokens.
+  void (*panel_gemm)(const std::byte* const* panels, int strips, bool from_memory, int64_t tiles,
                      const std::byte* const* x, int64_t tokens, float global, float* y,
                      int64_t ldy);
 

@@ -121,8 +121,8 @@ void DecodeBf16Tokens(const Byte* strip, const Byte* next, int64_t tiles, const 
 
 /// kStrips x kTokens sums in registers: 3 x 8 leaves seven for the weights.
 template <int kStrips, int kTokens>
-void PanelBlock(const Byte* const* panels, int64_t tiles, const Byte* const* x, float global,
-                float* y, int64_t ldy) {
+void PanelBlock(const Byte* const* panels, bool from_memory, int64_t tiles, const Byte* const* x,
+                float global, float* y, int64_t ldy) {
   const Byte *w[kStrips], *p[kTokens];
   __m512 sum[kStrips][kTokens];
 #pragma GCC unroll 8
@@ -134,6 +134,10 @@ void PanelBlock(const Byte* const* panels, int64_t tiles, const Byte* const* x, 
     for (int t = 0; t < kTokens; ++t) sum[s][t] = _mm512_setzero_ps();
   }
   for (int64_t pair = 0; pair < tiles * (kTileK / 2); ++pair) {
+    if (from_memory) {
+#pragma GCC unroll 3
+      for (int s = 0; s < kStrips; ++s) FetchLineAhead(w[s] + pair * 64);
+    }
     __m512 v[kStrips];
 #pragma GCC unroll 3
     for (int s = 0; s < kStrips; ++s) v[s] = LowHalves(_mm512_loadu_si512(w[s] + pair * 64));
@@ -168,7 +172,7 @@ void PanelBlock(const Byte* const* panels, int64_t tiles, const Byte* const* x, 
 
 const CpuKernels kAvx512Kernels = {
     .isa = CpuIsa::kAvx512,
-    .nvfp4_panel_tokens = 6,
+    .nvfp4_panel_tokens = 12,
     .bf16_panel_tokens = 5,
     .activation_bytes = 4,
     .pack_bf16 = PackBf16,

@@ -109,8 +109,8 @@ void ExpandNvfp4(const std::byte* strip, const std::byte*, int64_t tiles, std::b
   }
 }
 
-void PanelGemm(const std::byte* const* panels, int strips, int64_t tiles, const std::byte* const* x,
-               int64_t tokens, float global, float* y, int64_t ldy) {
+void PanelGemm(const std::byte* const* panels, int strips, bool, int64_t tiles,
+               const std::byte* const* x, int64_t tokens, float global, float* y, int64_t ldy) {
   for (int s = 0; s < strips; ++s) {
     for (int64_t t = 0; t < tokens; t += kDecodeTokens) {
       const int n = static_cast<int>(std::min<int64_t>(kDecodeTokens, tokens - t));

@@ -57,7 +57,8 @@ class StripGroup {
   void Multiply(const std::byte* const* x, int64_t tokens, float global, float* y,
                 int64_t ldy) const {
     if (as_panels_) {
-      return kernels_.panel_gemm(strip_, strips_, tiles_, x, tokens, global, y, ldy);
+      return kernels_.panel_gemm(strip_, strips_, format_ == TileFormat::kBf16, tiles_, x, tokens,
+                                 global, y, ldy);
     }
     const auto decode =
         format_ == TileFormat::kNvfp4 ? kernels_.decode_nvfp4 : kernels_.decode_bf16;
