@@ -36,17 +36,17 @@ __device__ __forceinline__ int HiddenSlot(int task, int tile, int g) {
 }
 
 /// Adds up a task's partial sums, applies the activation, stores h and counts the task.
-__device__ __forceinline__ void FinishTask(const Args& a, Smem& s, const Place& p, int i, int item,
-                                           int task, float2 global) {
+__device__ __forceinline__ void FinishTask(const Args& a, Smem& s, const Place& p, const Work& w,
+                                           int i, int item, int task, float2 global) {
   const int buffer = i % kPartialBuffers;
-  const Item it = UnpackItem(s.item[item]);
+  const Item it = UnpackItem(s.item[w.first_listed + item]);
   BarrierWait(SharedAddress(&s.partial_full[p.group][buffer]), i / kPartialBuffers & 1);
   float sum[kTaskTiles][4] = {};
 #pragma unroll
-  for (int w = 0; w < kGroupWarps; ++w) {
+  for (int k = 0; k < kGroupWarps; ++k) {
 #pragma unroll
     for (int r = 0; r < kTaskTiles; ++r) {
-      const float4 v = s.partial[p.group][buffer][w][r][p.lane];
+      const float4 v = s.partial[p.group][buffer][k][r][p.lane];
       sum[r][0] += v.x, sum[r][1] += v.y, sum[r][2] += v.z, sum[r][3] += v.w;
     }
   }
@@ -89,7 +89,8 @@ __device__ __forceinline__ void Gemm1(const Args& a, Smem& s, const Place& p, co
   while (finish_task >= a.tasks) finish_task -= a.tasks, ++finish_item;
   // Its global scales are asked for long before they are needed.
   const auto globals_of = [&](int i) {
-    return i < w.items ? __ldg(a.g1 + UnpackItem(s.item[i]).expert) : make_float2(0, 0);
+    return i < w.items ? __ldg(a.g1 + UnpackItem(s.item[w.first_listed + i]).expert)
+                       : make_float2(0, 0);
   };
   float2 globals = globals_of(finish_item);
   const __nv_bfloat16* row = nullptr;
@@ -98,7 +99,7 @@ __device__ __forceinline__ void Gemm1(const Args& a, Smem& s, const Place& p, co
     if (i < w.tasks1) {
       if (item != item_in_x) {
         item_in_x = item;
-        row = RowOfX(a, s, p, s.item[item]);
+        row = RowOfX(a, s, p, s.item[w.first_listed + item]);
         if constexpr (!C::kAnyShape) {
           const uint4* from = reinterpret_cast<const uint4*>(row + w.step1 * 64 + 16 * p.t);
 #pragma unroll
@@ -151,7 +152,7 @@ __device__ __forceinline__ void Gemm1(const Args& a, Smem& s, const Place& p, co
       if (task >= a.tasks) task -= a.tasks, ++item;
     }
     if (i > 0 && (i - 1) % kGroupWarps == p.k_part) {
-      FinishTask(a, s, p, i - 1, finish_item, finish_task, globals);
+      FinishTask(a, s, p, w, i - 1, finish_item, finish_task, globals);
       finish_task += kGroups * kGroupWarps;
       while (finish_task >= a.tasks) finish_task -= a.tasks, ++finish_item;
       globals = globals_of(finish_item);
@@ -174,7 +175,7 @@ __device__ __forceinline__ bool PastPolls(const Args& a, Smem& s, int lane) {
 template <class C>
 __device__ __forceinline__ void StoreColumns(const Args& a, Smem& s, const Place& p, const Work& w,
                                              int item, const float (&acc)[C::kTiles2][4]) {
-  const Item it = UnpackItem(s.item[item]);
+  const Item it = UnpackItem(s.item[w.first_listed + item]);
 #pragma unroll
   for (int c = 0; c < 2; ++c) {
     if (2 * p.t + c >= it.routes) continue;
@@ -205,7 +206,7 @@ __device__ __forceinline__ bool Gemm2Block(const Args& a, Smem& s, const Place& 
     int next_steps = C::kSteps2;
     if (more) {
       if (next_unit == 0) {
-        const Item it = UnpackItem(s.item[next_item]);
+        const Item it = UnpackItem(s.item[w.first_listed + next_item]);
         const int route = s.route[it.first + min(p.g, it.routes - 1)];
         if (first_block) {
           const uint32_t* counter = a.counters + next_item * kCounterStride;
@@ -313,10 +314,10 @@ __global__ void __launch_bounds__(kThreads, 1) MoeDecode(const __grid_constant__
 
   int items = -1;
   LoadGlobals(a, mine);
-  if (a.routes <= 32) items = ListsByWarp(a, s, p.lane, first_id);
+  if (a.routes <= 32) items = ListsByWarp(a, s, p, first_id);
   const bool by_block = items < 0;
   if (by_block) items = ListItems(a, s, p, mine);
-  const Work w = Divide<C>(a, p, items);
+  const Work w = Divide<C>(a, p, items, by_block ? 0 : 32 * p.warp);
   WeightStream<C> stream(a, s, p, w);
   stream.Fill(false);
   if (by_block) {

@@ -146,10 +146,11 @@ __device__ __forceinline__ void StoreFactors(const Args& a, Smem& s, const Threa
 
 // --- routing: the list of items, built by every block for itself ---
 
-/// For at most 32 routes: every warp makes the lists alone and all write the same values, so that
-/// the first weights are asked for without a block barrier. Returns the number of items, or -1 when
-/// an expert has more routes than an item holds.
-__device__ __forceinline__ int ListsByWarp(const Args& a, Smem& s, int lane, int id) {
+/// For at most 32 routes: every warp makes its own lists, from 32 * warp on, so that the first weights
+/// are asked for without a block barrier. Returns the number of items, or -1 when an expert has more
+/// routes than an item holds.
+__device__ __forceinline__ int ListsByWarp(const Args& a, Smem& s, const Place& p, int id) {
+  const int lane = p.lane, base = 32 * p.warp;
   const bool valid =
       lane < a.routes && static_cast<unsigned>(id) < static_cast<unsigned>(a.experts);
   const int key = valid ? id : -1 - lane;
@@ -166,10 +167,12 @@ __device__ __forceinline__ int ListsByWarp(const Args& a, Smem& s, int lane, int
     if (lane >= o) sum += n;
   }
   const int start = __shfl_sync(~0u, sum - mine, __ffs(same) - 1);
-  if (leader) s.item[__popc(leaders & ((1u << lane) - 1))] = PackItem(id, count, start);
-  if (valid) s.route[start + rank] = static_cast<uint16_t>(lane);
+  if (leader) {
+    s.item[base + __popc(leaders & ((1u << lane) - 1))] = PackItem(id, count, base + start);
+  }
+  if (valid) s.route[base + start + rank] = static_cast<uint16_t>(lane);
   const uint32_t valid_mask = __ballot_sync(~0u, valid);
-  if (lane == 0) s.valid[0] = valid_mask;
+  if (threadIdx.x == 0) s.valid[0] = valid_mask;
   __syncwarp();
   return __popc(leaders);
 }
@@ -269,7 +272,7 @@ struct Config {
 
 /// The part of the work that falls to this warp.
 struct Work {
-  int items;
+  int items, first_listed;                  // this warp's list: s.item[first_listed ...]
   int first_task, first_task_item, tasks1;  // this group's tasks: first_task, first_task + 2, …
   int step1, steps1, units1;                // this warp's k steps of a task and the units they make
   bool split_k;                             // two warps share an item of GEMM2
@@ -279,9 +282,10 @@ struct Work {
 };
 
 template <class C>
-__device__ __forceinline__ Work Divide(const Args& a, const Place& p, int items) {
+__device__ __forceinline__ Work Divide(const Args& a, const Place& p, int items, int first_listed) {
   Work w;
   w.items = items;
+  w.first_listed = first_listed;
   const int grid = gridDim.x, cta = blockIdx.x, all = items * a.tasks;
   const int share = all / a.by_grid, rest = all - share * grid;  // the first `rest` take one more
   const int begin = cta * share + min(cta, rest), end = begin + share + (cta < rest);
@@ -362,7 +366,7 @@ class WeightStream {
     const uint8_t* from;
     uint32_t bytes;
     if (issued_ < end1_) {
-      const int expert = s_.item[task1_item_] & 0xFFF;
+      const int expert = s_.item[w_.first_listed + task1_item_] & 0xFFF;
       const int step = unit1_ * kUnitSteps1;
       const uint32_t tile =
           expert * a_.tiles13 + (task1_ * a_.steps1 + w_.step1 + step) * kTaskTiles;
@@ -378,7 +382,7 @@ class WeightStream {
         }
       }
     } else {
-      const int expert = s_.item[item2_] & 0xFFF;
+      const int expert = s_.item[w_.first_listed + item2_] & 0xFFF;
       const int step = (w_.unit2 + unit2_) * C::kSteps2;
       const uint32_t tile = expert * a_.tiles2 + (block2_ * a_.steps2 + step) * C::kTiles2;
       from = a_.w2 + static_cast<uint64_t>(tile) * kHopperTileBytes;

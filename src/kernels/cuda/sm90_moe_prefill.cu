@@ -1,11 +1,15 @@
 // sm90_nvfp4_bf16_experts_prefill: all routed experts of a layer for many tokens.
 //
-// Five kernels, each launched while the one before still runs (programmatic dependent launch):
-//   Prepare  brings x into the order of the weights' k's, counts routes by expert
+// Six kernels, each launched while the one before still runs (programmatic dependent launch):
+//   Count    routes by expert
 //   Sort     every block scans the counts, makes the tile list and places its 1024 routes
+//   Scatter  x to the rows of its routes, as GEMM1's shared memory wants it
 //   GEMM1    gate, up and activation        (sm90_moe_prefill_gemm.cu)
 //   GEMM2    down                           (the same)
 //   Sum      over top-k with the router's weights, in the order of k
+//
+// Scatter writes every token top-k times. A gather inside GEMM1 moves less, but its 16-byte copies
+// hold the tensor cores back by more than the extra kernel costs (docs/performance.md).
 //
 // The order of an expert's routes depends on which block comes first. No result does: a route is one
 // column of an mma, and columns do not meet.
@@ -27,50 +31,28 @@ namespace {
 
 constexpr int kMaxExperts = 1024;
 constexpr int kSortThreads = 1024;  // one an expert, and one a route
-constexpr int kPrepareThreads = 256;
+constexpr int kScatterThreads = 256;
 constexpr int kSumThreads = 256;
 
-// --- Prepare ---
+// --- Count ---
 
-struct PrepareArgs {
-  const uint32_t* x;  // [T][H/2] pairs
-  uint4* out;         // [T][steps][8]
+struct CountArgs {
   const int32_t* ids;
   int32_t* counts;
-  int tokens, hidden, steps, routes, experts;
+  int routes, experts;
 };
 
-/// Chunk c of a 64-block holds the pairs k = 2c, 16 + 2c, 32 + 2c, 48 + 2c: slots 2t, 2t+1 of lane t,
-/// the order that hopper_tile.h gives to the k's of a weight fragment.
-__global__ void __launch_bounds__(kPrepareThreads) Prepare(const __grid_constant__ PrepareArgs a) {
+__global__ void __launch_bounds__(kSortThreads) Count(const __grid_constant__ CountArgs a) {
   __shared__ int32_t count[kMaxExperts];
   WaitForPreviousKernel();
   LetNextKernelStart();
-  const int first = blockIdx.x * kSortThreads;
-  if (first < a.routes) {
-    for (int e = threadIdx.x; e < a.experts; e += kPrepareThreads) count[e] = 0;
-    __syncthreads();
-    for (int i = threadIdx.x; i < kSortThreads; i += kPrepareThreads) {
-      const int id = first + i < a.routes ? __ldg(a.ids + first + i) : -1;
-      if (static_cast<unsigned>(id) < static_cast<unsigned>(a.experts)) atomicAdd(&count[id], 1);
-    }
-    __syncthreads();
-    for (int e = threadIdx.x; e < a.experts; e += kPrepareThreads) {
-      if (count[e]) atomicAdd(a.counts + e, count[e]);
-    }
-  }
-  const int64_t chunks = static_cast<int64_t>(a.tokens) * a.steps * 8;
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * kPrepareThreads;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kPrepareThreads + threadIdx.x; i < chunks;
-       i += stride) {
-    const int64_t block = i / 8, token = block / a.steps;
-    const int c = static_cast<int>(i % 8), k = static_cast<int>(block - token * a.steps) * 64;
-    const uint32_t* from = a.x + (token * a.hidden + k) / 2 + c;
-    uint32_t v[4];
-#pragma unroll
-    for (int t = 0; t < 4; ++t) v[t] = k + 16 * t < a.hidden ? __ldg(from + 8 * t) : 0;
-    a.out[i] = make_uint4(v[0], v[1], v[2], v[3]);
-  }
+  count[threadIdx.x] = 0;
+  __syncthreads();
+  const int route = blockIdx.x * kSortThreads + threadIdx.x;
+  const int id = route < a.routes ? __ldg(a.ids + route) : -1;
+  if (static_cast<unsigned>(id) < static_cast<unsigned>(a.experts)) atomicAdd(&count[id], 1);
+  __syncthreads();
+  if (count[threadIdx.x]) atomicAdd(a.counts + threadIdx.x, count[threadIdx.x]);
 }
 
 // --- Sort ---
@@ -78,8 +60,8 @@ __global__ void __launch_bounds__(kPrepareThreads) Prepare(const __grid_constant
 struct SortArgs {
   const int32_t *ids, *counts;
   int32_t* placed;  // routes of an expert that earlier blocks have placed
-  int routes, experts, top_k, max_n;
-  int32_t *token_of_row, *row_of_route;
+  int routes, experts, max_n;
+  int32_t* row_of_route;
   TokenTile* tiles;
   int32_t* tile_count;
 };
@@ -129,9 +111,38 @@ __global__ void __launch_bounds__(kSortThreads) Sort(const __grid_constant__ Sor
   if (e < a.experts && placed[e]) placed[e] = atomicAdd(a.placed + e, placed[e]);
   __syncthreads();
   if (route >= a.routes) return;
-  const int row = id >= 0 ? first_row[id] + placed[id] + rank : -1;
-  if (id >= 0) a.token_of_row[row] = route / a.top_k;
-  a.row_of_route[route] = row;
+  a.row_of_route[route] = id >= 0 ? first_row[id] + placed[id] + rank : -1;
+}
+
+// --- Scatter ---
+
+struct ScatterArgs {
+  const uint32_t* x;  // [T][H/2] pairs
+  uint8_t* out;       // [steps][rows][128 bytes], see sm90_moe_prefill.h
+  const int32_t* row_of_route;
+  int top_k, hidden, steps, rows;
+};
+
+/// A block a token. Chunk c of a 64-block holds the pairs k = 2c, 16 + 2c, 32 + 2c, 48 + 2c: slots 2t,
+/// 2t+1 of lane t, the order that hopper_tile.h gives to the k's of a weight fragment.
+__global__ void __launch_bounds__(kScatterThreads) Scatter(const __grid_constant__ ScatterArgs a) {
+  WaitForPreviousKernel();
+  LetNextKernelStart();
+  const int64_t token = blockIdx.x;
+  for (int i = threadIdx.x; i < a.steps * 8; i += kScatterThreads) {
+    const int c = i % 8, k = i / 8 * 64;
+    const uint32_t* from = a.x + (token * a.hidden + k) / 2 + c;
+    uint32_t v[4];
+#pragma unroll
+    for (int t = 0; t < 4; ++t) v[t] = k + 16 * t < a.hidden ? __ldg(from + 8 * t) : 0;
+#pragma unroll 8
+    for (int j = 0; j < a.top_k; ++j) {
+      const int row = __ldcg(a.row_of_route + token * a.top_k + j);
+      if (row < 0) continue;
+      const size_t place = (static_cast<size_t>(i / 8) * a.rows + row) * 128 + ((c ^ row % 8) << 4);
+      *reinterpret_cast<uint4*>(a.out + place) = make_uint4(v[0], v[1], v[2], v[3]);
+    }
+  }
 }
 
 // --- Sum ---
@@ -213,11 +224,10 @@ Workspace Layout(const Sm90MoeShape& shape, int tokens) {
   at = RoundUpTo(at, 1024);
   ws.tile_count = take(sizeof(int32_t));
   ws.tiles = take(sizeof(TokenTile) * (routes / MaxN(TileShape::kNarrow) + experts));
-  ws.token_of_row = take(sizeof(int32_t) * ws.row_count);
   ws.row_of_route = take(sizeof(int32_t) * routes);
-  ws.x = take(sizeof(Bf16) * tokens * RoundUpTo(shape.hidden, 64));
   ws.h = take(sizeof(Bf16) * ws.row_count * RoundUpTo(shape.intermediate, 64));
-  ws.rows = take(sizeof(Bf16) * ws.row_count * shape.hidden);
+  // GEMM1's x, then GEMM2's output.
+  ws.rows = take(sizeof(Bf16) * ws.row_count * RoundUpTo(shape.hidden, 64));
   ws.bytes = at;
   return ws;
 }
@@ -297,19 +307,13 @@ Result<void> LaunchSm90MoePrefill(const Sm90MoeParams& params, cudaStream_t stre
                       l13.k_blocks % 2 == 0 && l2.k_blocks % 2 == 0;
   const TileShape tile_shape = narrow ? TileShape::kNarrow : TileShape::kWide;
 
-  PrepareArgs prepare{};
-  prepare.x = reinterpret_cast<const uint32_t*>(params.x);
-  prepare.out = reinterpret_cast<uint4*>(params.workspace + ws.x);
-  prepare.ids = params.ids;
-  prepare.counts = at(ints, ws.counts);
-  prepare.tokens = params.tokens;
-  prepare.hidden = shape.hidden;
-  prepare.steps = static_cast<int>(l13.k_blocks);
-  prepare.routes = routes;
-  prepare.experts = shape.experts;
+  CountArgs count{};
+  count.ids = params.ids;
+  count.counts = at(ints, ws.counts);
+  count.routes = routes;
+  count.experts = shape.experts;
   const int sort_blocks = (routes + kSortThreads - 1) / kSortThreads;
-  NIBBLE_CHECK_OK(LaunchDependent(Prepare, dim3(std::max(sort_blocks, 4 * blocks)), kPrepareThreads,
-                                  prepare, stream));
+  NIBBLE_CHECK_OK(LaunchDependent(Count, dim3(sort_blocks), kSortThreads, count, stream));
 
   SortArgs sort{};
   sort.ids = params.ids;
@@ -317,19 +321,26 @@ Result<void> LaunchSm90MoePrefill(const Sm90MoeParams& params, cudaStream_t stre
   sort.placed = at(ints, ws.placed);
   sort.routes = routes;
   sort.experts = shape.experts;
-  sort.top_k = shape.top_k;
   sort.max_n = MaxN(tile_shape);
-  sort.token_of_row = at(ints, ws.token_of_row);
   sort.row_of_route = at(ints, ws.row_of_route);
   sort.tiles = reinterpret_cast<TokenTile*>(params.workspace + ws.tiles);
   sort.tile_count = at(ints, ws.tile_count);
   NIBBLE_CHECK_OK(LaunchDependent(Sort, dim3(sort_blocks), kSortThreads, sort, stream));
 
+  ScatterArgs scatter{};
+  scatter.x = reinterpret_cast<const uint32_t*>(params.x);
+  scatter.out = reinterpret_cast<uint8_t*>(params.workspace + ws.rows);
+  scatter.row_of_route = sort.row_of_route;
+  scatter.top_k = shape.top_k;
+  scatter.hidden = shape.hidden;
+  scatter.steps = static_cast<int>(l13.k_blocks);
+  scatter.rows = ws.row_count;
+  NIBBLE_CHECK_OK(LaunchDependent(Scatter, dim3(params.tokens), kScatterThreads, scatter, stream));
+
   GemmArgs gemm{};
   NIBBLE_CHECK_OK(MapWeights(gemm, params.w13, l13, shape.experts));
   gemm.globals = params.g1;
-  gemm.x = reinterpret_cast<const uint8_t*>(params.workspace + ws.x);
-  gemm.token_of_row = sort.token_of_row;
+  gemm.x = scatter.out;
   gemm.tiles = sort.tiles;
   gemm.tile_count = sort.tile_count;
   gemm.next_tile = at(ints, ws.next_tile);
@@ -356,7 +367,7 @@ Result<void> LaunchSm90MoePrefill(const Sm90MoeParams& params, cudaStream_t stre
   sum.row_of_route = sort.row_of_route;
   sum.weights = params.weights;
   sum.y = reinterpret_cast<uint4*>(params.y);
-  sum.counters = prepare.counts;
+  sum.counters = count.counts;
   sum.chunks = shape.hidden / 8;
   sum.top_k = shape.top_k;
   sum.counter_count = 2 * shape.experts;

@@ -22,12 +22,11 @@ enum class TileShape : uint8_t { kNarrow, kWide };
 constexpr int MaxN(TileShape shape) { return shape == TileShape::kWide ? 160 : 80; }
 
 struct GemmArgs {
-  CUtensorMap weights;          // [expert][row block][bytes of a row block's k's]
-  int bytes_a_step;             // of a row block's k block, in 8-byte elements
-  int blocks_a_tile;            // row blocks in 256 rows
-  const float* globals;         // GEMM1: [E][2], GEMM2: [E]
-  const uint8_t* x;             // GEMM1: permuted tokens [T][steps * 64] bf16; GEMM2: see h
-  const int32_t* token_of_row;  // GEMM1
+  CUtensorMap weights;   // [expert][row block][bytes of a row block's k's]
+  int bytes_a_step;      // of a row block's k block, in 8-byte elements
+  int blocks_a_tile;     // row blocks in 256 rows
+  const float* globals;  // GEMM1: [E][2], GEMM2: [E]
+  const uint8_t* x;      // [steps][rows][64] bf16, see below
   const TokenTile* tiles;
   const int32_t* tile_count;
   int32_t* next_tile;  // 0 between launches
@@ -35,11 +34,12 @@ struct GemmArgs {
   int steps;           // of 64 k
   int row_tiles;       // of 256 weight rows
   int row_blocks;      // of 128 weight rows
-  int rows;            // of h: sorted routes, every expert padded to 8
+  int rows;            // sorted routes, every expert padded to 8
   int out_columns;     // GEMM2: H
 };
-// h, the activation between the GEMMs, is [I / 64][rows][64] bf16, every 128-byte row with the
-// 128-byte swizzle and its k's in the order of the weights: a tile's operand is one contiguous copy.
+// x and h, the operands of the GEMMs, are [k / 64][rows][64] bf16 with rows sorted by expert: every
+// 128-byte row in the 128-byte swizzle and its k's in the order of the weights, so that what a tile
+// reads for one k block is one contiguous copy.
 
 Result<void> LaunchGemm1(TileShape shape, const GemmArgs& args, int blocks, cudaStream_t stream);
 Result<void> LaunchGemm2(TileShape shape, const GemmArgs& args, int blocks, cudaStream_t stream);

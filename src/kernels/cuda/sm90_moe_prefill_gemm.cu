@@ -5,9 +5,8 @@
 // weight rows for the tokens of one tile; the number of tokens, N, is chosen tile by tile among the
 // instructions' sizes, so little is wasted on experts with odd counts.
 //
-// One producer warpgroup fills a ring of stages of 64 k: weights by tensor map, x by asynchronous
-// gather (GEMM1, rows in token order) or one bulk copy (GEMM2, rows sorted). Tiles are handed out
-// by a counter in global memory. Nothing passes through shared memory on the way out: 8x8 pieces are
+// One producer thread fills a ring of stages of 64 k: weights by tensor map, x by one bulk copy.
+// Tiles are handed out by a counter in global memory. Nothing passes through shared memory on the way out: 8x8 pieces are
 // transposed in registers, and the rows of the weights are permuted (layout/hopper_tile.h) so that
 // what a quad stores is contiguous.
 
@@ -25,7 +24,6 @@ namespace {
 constexpr int kTileRows = 256;
 constexpr uint32_t kWeightBytes = kTileRows / kHopperTileRows * kHopperTileBytes;
 constexpr int kSlots = 4;  // of the ring that tells tiles to the warps
-constexpr int kGatherThreads = 64;
 
 template <TileShape kShape>
 struct Config {
@@ -383,70 +381,10 @@ __device__ __forceinline__ void CopyWeights(const GemmArgs& a, const Addresses<C
               tile.row_tile * a.blocks_a_tile, tile.tokens.expert, s.full + 8 * stage);
 }
 
-/// GEMM1's weights and the hand-out of tiles: one thread.
+/// Weights, x and the hand-out of tiles: one thread. Weights and tiles do not depend on the kernel
+/// before, so the first stages are filled with weights while it still runs.
 template <class C>
-__device__ __forceinline__ void ProduceWeights(const GemmArgs& a, const Addresses<C>& s,
-                                               int count) {
-  Ring<kSlots> slots;
-  Ring<C::kStages> ring;
-  Tile tile = TileAt(a, blockIdx.x, count);
-  for (;;) {
-    WriteTile(s, slots, tile);
-    if (tile.row_tile < 0) break;
-    const int ticket = atomicAdd(a.next_tile, 1);
-    Tile next;
-#pragma unroll 1
-    for (int step = 0; step < a.steps; ++step) {
-      BarrierWait(s.empty + 8 * ring.at, ring.parity ^ 1);
-      BarrierArriveExpect(s.full + 8 * ring.at, kWeightBytes);
-      CopyWeights(a, s, tile, step, ring.at);
-      ring.Advance();
-    }
-    next = TileOfTicket(a, ticket, count);
-    tile = next;
-  }
-}
-
-/// GEMM1's x: the tile's tokens, eight rows a pass, each row's 128 bytes by eight threads.
-template <class C, int kMaxN>
-__device__ __forceinline__ void GatherX(const GemmArgs& a, const Addresses<C>& s, int thread) {
-  Ring<kSlots> slots;
-  Ring<C::kStages> ring;
-  const int chunk = thread % 8, row = thread / 8;
-  const uint32_t place = row * 128 + ((chunk ^ row) << 4);
-  const uint32_t row_chunks = a.steps * 8;  // of 16 bytes; x is below 64 GB
-  for (;;) {
-    const Tile tile = ReadTile(s, slots);
-    if (tile.row_tile < 0) break;
-    uint32_t from[kMaxN / 8];
-#pragma unroll
-    for (int i = 0; i < kMaxN / 8; ++i) {
-      const int r = min(row + 8 * i, tile.tokens.rows - 1);
-      const int token =
-          8 * i < tile.tokens.n ? __ldg(a.token_of_row + tile.tokens.first_row + r) : 0;
-      from[i] = token * row_chunks + chunk;
-    }
-#pragma unroll 1
-    for (int step = 0; step < a.steps; ++step) {
-      BarrierWait(s.empty + 8 * ring.at, ring.parity ^ 1);
-      const uint32_t to = s.x + ring.at * C::kXBytes + place;
-      const uint8_t* x = a.x + step * 128;
-#pragma unroll
-      for (int i = 0; i < kMaxN / 8; ++i) {
-        if (8 * i < tile.tokens.n)
-          AsyncCopy16(to + i * 1024, x + static_cast<size_t>(from[i]) * 16);
-      }
-      AsyncCopyArrive(s.full + 8 * ring.at);
-      ring.Advance();
-    }
-  }
-  asm volatile("cp.async.wait_all;" ::: "memory");
-}
-
-/// GEMM2: weights and x, both contiguous or boxes: one thread. Weights and tiles do not depend on
-/// GEMM1, so the first stages are filled with weights while it still runs.
-template <class C>
-__device__ __forceinline__ void ProduceBoth(const GemmArgs& a, const Addresses<C>& s) {
+__device__ __forceinline__ void Produce(const GemmArgs& a, const Addresses<C>& s) {
   Ring<kSlots> slots;
   Ring<C::kStages> ring;
   const int count = __ldcg(a.tile_count) * a.row_tiles;
@@ -493,35 +431,23 @@ __global__ void __launch_bounds__(Config<kShape>::kThreads, 1)
   const int group = threadIdx.x / 128, thread = threadIdx.x % 128;
   if (threadIdx.x == 0) {
     for (int i = 0; i < C::kStages; ++i) {
-      BarrierInit(s.full + 8 * i, kFirst ? 1 + kGatherThreads : 1);
+      BarrierInit(s.full + 8 * i, 1);
       BarrierInit(s.empty + 8 * i, 4 * C::kWarpgroups);
     }
     for (int i = 0; i < kSlots; ++i) {
       BarrierInit(s.slot_full + 8 * i, 1);
-      BarrierInit(s.slot_empty + 8 * i, 4 * C::kWarpgroups + (kFirst ? kGatherThreads / 32 : 0));
+      BarrierInit(s.slot_empty + 8 * i, 4 * C::kWarpgroups);
     }
     BarrierInitFence();
   }
   __syncthreads();
-  if constexpr (kFirst) {
-    WaitForPreviousKernel();
-    LetNextKernelStart();
-  }
   if (group == C::kWarpgroups) {
     if constexpr (kShape == TileShape::kWide) {
       asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
     } else {
       asm volatile("setmaxnreg.dec.sync.aligned.u32 64;");
     }
-    if constexpr (kFirst) {
-      if (thread == 0) {
-        ProduceWeights(a, s, __ldcg(a.tile_count) * a.row_tiles);
-      } else if (thread >= 64) {
-        GatherX<C, MaxN(kShape)>(a, s, thread - 64);
-      }
-    } else if (thread == 0) {
-      ProduceBoth(a, s);
-    }
+    if (thread == 0) Produce(a, s);
   } else {
     if constexpr (kShape == TileShape::kWide) {
       asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
