@@ -16,14 +16,17 @@ function(nibble_library name)
     add_library(nibble_${name} INTERFACE)
     target_link_libraries(nibble_${name} INTERFACE nibble_flags ${deps})
   endif()
-  if(tests AND NIBBLE_BUILD_TESTS)
+  if(tests)
     list(TRANSFORM ARG_TEST_DEPS PREPEND nibble_ OUTPUT_VARIABLE test_deps)
     nibble_test(${name}_test SOURCES ${tests} LIBRARIES nibble_${name} ${test_deps})
   endif()
 endfunction()
 
-# nibble_test(NAME SOURCES … LIBRARIES … [LABELS …]): one GoogleTest program, one ctest entry.
+# nibble_test(NAME SOURCES … LIBRARIES … [LABELS …]): one GoogleTest program, one ctest entry; nothing where no tests are built.
 function(nibble_test name)
+  if(NOT NIBBLE_BUILD_TESTS)
+    return()
+  endif()
   cmake_parse_arguments(ARG "" "" "SOURCES;LIBRARIES;LABELS" ${ARGN})
   if(NOT ARG_LABELS)
     set(ARG_LABELS unit)
@@ -35,19 +38,32 @@ function(nibble_test name)
   set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT 600)
 endfunction()
 
-# nibble_fuzz(NAME SOURCE … LIBRARIES …): a libFuzzer target; with other compilers than clang it becomes a program that replays
-# the files it is given, so that the corpus is a regression test everywhere.
+set(NIBBLE_FUZZ_SECONDS 10 CACHE STRING "How long the ctest entry of each fuzz target runs")
+
+# nibble_fuzz(NAME SOURCE … LIBRARIES …): a libFuzzer target, whose ctest entry fuzzes for NIBBLE_FUZZ_SECONDS; with other
+# compilers than clang it becomes a program that replays the files it is given, so that the corpus is a regression test everywhere.
 function(nibble_fuzz name)
   cmake_parse_arguments(ARG "" "" "SOURCES;LIBRARIES" ${ARGN})
   add_executable(${name} ${ARG_SOURCES})
   target_link_libraries(${name} PRIVATE ${ARG_LIBRARIES})
+  set(corpus ${CMAKE_SOURCE_DIR}/tests/fuzz/corpus/${name})
   if(NIBBLE_FUZZ)
     target_link_options(${name} PRIVATE -fsanitize=fuzzer)
-  else()
-    target_sources(${name} PRIVATE ${CMAKE_SOURCE_DIR}/tests/fuzz/replay_main.cc)
+    if(NOT TARGET fuzz_targets)
+      add_custom_target(fuzz_targets)
+    endif()
+    add_dependencies(fuzz_targets ${name})
+    set(found ${CMAKE_CURRENT_BINARY_DIR}/found/${name})  # new inputs, and those that crash
+    file(MAKE_DIRECTORY ${found})
+    add_test(NAME ${name} COMMAND ${name} -max_total_time=${NIBBLE_FUZZ_SECONDS} -timeout=10 -print_final_stats=1
+      -artifact_prefix=${found}/ ${found} ${corpus})
+    math(EXPR timeout "${NIBBLE_FUZZ_SECONDS} + 300")
+    set_tests_properties(${name} PROPERTIES LABELS fuzz TIMEOUT ${timeout})
+    return()
   endif()
-  file(GLOB seeds CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/fuzz/corpus/${name}/*)
-  if(seeds AND NOT NIBBLE_FUZZ)
+  target_sources(${name} PRIVATE ${CMAKE_SOURCE_DIR}/tests/fuzz/replay_main.cc)
+  file(GLOB seeds CONFIGURE_DEPENDS ${corpus}/*)
+  if(seeds)
     add_test(NAME ${name}_corpus COMMAND ${name} ${seeds})
     set_tests_properties(${name}_corpus PROPERTIES LABELS fuzz TIMEOUT 120)
   endif()

@@ -1,0 +1,95 @@
+#!/usr/bin/env bash
+# Every check of the project, from a fresh machine on: installs what is missing, builds, tests. Ends with "N passed, N failed".
+#   NIBBLE_TEST_DATA     folder of larger checkpoints (tests/golden/README.md); tests that need it are skipped without it
+#   NIBBLE_FUZZ_SECONDS  for each fuzz target; 10 unless said
+set -uo pipefail
+cd "$(dirname "$0")/.."
+tools/install_dependencies.sh --tests || exit 1
+
+table=""
+declare -i passed=0 failed=0 skipped=0
+
+# stage NAME COMMAND…: runs it, counts how it ended, and goes on.
+stage() {
+  local name=$1 result=passed start=$SECONDS
+  shift
+  printf '\n==== %s\n' "$name"
+  if "$@"; then passed+=1; else failed+=1 result=FAILED; fi
+  table+=$(printf '%-52s %-7s %4d s' "$name" "$result" $((SECONDS - start)))$'\n'
+}
+
+skip() {  # NAME WHY
+  printf '\n==== %s: skipped, %s\n' "$1" "$2"
+  skipped+=1
+  table+=$(printf '%-52s skipped: %s' "$1" "$2")$'\n'
+}
+
+build() {  # PRESET [cmake --build arguments…]
+  cmake --preset "$1" -DNIBBLE_FUZZ_SECONDS="${NIBBLE_FUZZ_SECONDS:-10}" >/dev/null &&
+    cmake --build --preset "$1" -j "$(nproc)" -- -s "${@:2}"
+}
+
+check() {  # PRESET [ctest arguments…]
+  ctest --preset "$1" -j "$(nproc)" --no-tests=error "${@:2}"
+}
+
+formatted() {
+  find src include apps tests bench -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' |
+    xargs clang-format-14 --dry-run -Werror
+}
+
+dev() { build dev all bench_kernels && check dev; }
+
+# Under AddressSanitizer and UndefinedBehaviorSanitizer: all that reads what a stranger wrote, and the kernels.
+asan() { build asan && env -u NIBBLE_TEST_DATA ctest --preset asan -j "$(nproc)" --no-tests=error -LE golden; }
+
+# Under ThreadSanitizer: all that starts threads.
+tsan() {
+  build tsan base_test kernels_cpu_test golden_test &&
+    check tsan -R '^(base|kernels_cpu)_test$' &&
+    env -u NIBBLE_TEST_DATA build/tsan/tests/golden/golden_test --gtest_filter=Cpu.ResultsDoNotDependOnTheNumberOfThreads
+}
+
+fuzz() { build fuzz fuzz_targets && check fuzz; }
+
+tokenizers() {
+  build/venv/bin/python tests/e2e/tokenizer_differential.py --program build/dev/tests/e2e/tokenizer_batch --count 100000
+}
+
+# pip_install PACKAGE==VERSION…: into build/venv, without what they would bring along.
+pip_install() {
+  { [ -x build/venv/bin/pip ] || python3 -m venv build/venv; } && build/venv/bin/pip install -q --no-deps "$@"
+}
+
+# nvcc from the PATH; else from the compiler's own packages, which lack the lib64 that nvcc links from.
+find_nvcc() {
+  command -v nvcc && return
+  pip_install nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-runtime==13.0.96 >&2 || return
+  local cuda
+  cuda=$(echo "$PWD"/build/venv/lib/python3*/site-packages/nvidia/cu13)
+  ln -sfn lib "$cuda/lib64" && echo "$cuda/bin/nvcc"
+}
+
+cuda() { CUDACXX=$nvcc build cuda nibble_kernels_cuda; }
+
+stage "format of the sources" formatted
+stage "dev: -Werror, all tests" dev
+if pip_install tokenizers==0.23.3; then
+  stage "tokenizer against PyPI tokenizers, 10^5 strings" tokenizers
+else
+  skip "tokenizer against PyPI tokenizers" "PyPI is out of reach"
+fi
+stage "asan: tests under Address- and UBSanitizer" asan
+stage "tsan: tests under ThreadSanitizer" tsan
+stage "fuzz: each target ${NIBBLE_FUZZ_SECONDS:-10} s" fuzz
+if nvcc=$(find_nvcc); then
+  stage "cuda: kernels compile for sm_90a" cuda
+else
+  skip "cuda: kernels compile for sm_90a" "no nvcc, and PyPI is out of reach"
+fi
+if [ -z "${NIBBLE_TEST_DATA:-}" ]; then
+  skip "golden tests of the larger checkpoints" "NIBBLE_TEST_DATA is not set"
+fi
+
+printf '\n%s\n%d passed, %d failed, %d skipped\n' "$table" "$passed" "$failed" "$skipped"
+exit $((failed > 0))
