@@ -58,7 +58,7 @@ Result<Routing> HostOperators::AllocateRouting(int64_t rows, int top_k) {
 
 Result<void> HostOperators::AllocateKv(const KvShape& shape) {
   kv_ = shape;
-  const uint64_t half = shape.Bytes(KvElementBytes(glue_)) / 2;
+  const uint64_t half = shape.Bytes(sizeof(float)) / 2;
   NIBBLE_TRY(keys_, HugeBuffer::Allocate(half));
   NIBBLE_TRY(values_, HugeBuffer::Allocate(half));
   for (auto& s : scores_) s.resize(shape.capacity);
@@ -150,23 +150,16 @@ void HostOperators::RopeTable(Vector frequencies, std::span<const SequenceRows> 
   }
 }
 
-void* HostOperators::KvAt(HugeBuffer& cache, int64_t layer, int slot, int64_t position) {
-  const int64_t number = ((layer * kv_.slots + slot) * kv_.capacity + position) * kv_.kv_width;
-  return cache.data() + number * static_cast<int64_t>(KvElementBytes(glue_));
+float* HostOperators::KvAt(HugeBuffer& cache, int64_t layer, int slot, int64_t position) {
+  const int64_t row = (layer * kv_.slots + slot) * kv_.capacity + position;
+  return reinterpret_cast<float*>(cache.data()) + row * kv_.kv_width;
 }
 
 void HostOperators::StoreKv(const AttentionShape& shape, int64_t layer, const Place& place,
                             int64_t kv_head, const float* k, const float* v) {
   const int64_t column = kv_head * shape.head_dim;
-  void* key = KvAt(keys_, layer, place.slot, place.position);
-  void* value = KvAt(values_, layer, place.slot, place.position);
-  if (glue_ == Backend::kReference) {
-    std::copy_n(k, shape.head_dim, static_cast<float*>(key) + column);
-    std::copy_n(v, shape.head_dim, static_cast<float*>(value) + column);
-  } else {
-    ops_.to_bf16(k, shape.head_dim, static_cast<uint16_t*>(key) + column);
-    ops_.to_bf16(v, shape.head_dim, static_cast<uint16_t*>(value) + column);
-  }
+  std::copy_n(k, shape.head_dim, KvAt(keys_, layer, place.slot, place.position) + column);
+  std::copy_n(v, shape.head_dim, KvAt(values_, layer, place.slot, place.position) + column);
 }
 
 void HostOperators::NormAndRotate(const AttentionShape& shape, float* head, Vector norm,
@@ -200,18 +193,14 @@ void HostOperators::AttendKvHead(const AttentionShape& shape, int64_t layer, con
   const int64_t n = place.position + 1, column = kv_head * dim;
   const float* q = qkv + place.row * shape.qkv_width() + kv_head * group * dim;
   float* o = out + place.row * shape.q_width() + kv_head * group * dim;
-  const void* keys = KvAt(keys_, layer, place.slot, 0);
-  const void* values = KvAt(values_, layer, place.slot, 0);
+  const float* keys = KvAt(keys_, layer, place.slot, 0) + column;
+  const float* values = KvAt(values_, layer, place.slot, 0) + column;
   if (glue_ == Backend::kReference) {
     for (int64_t h = 0; h < group; ++h) {
-      reference::AttendOne(q + h * dim, static_cast<const float*>(keys) + column,
-                           static_cast<const float*>(values) + column, n, kv_.kv_width, dim,
-                           o + h * dim);
+      reference::AttendOne(q + h * dim, keys, values, n, kv_.kv_width, dim, o + h * dim);
     }
   } else {
-    ops_.attend(q, group, static_cast<const uint16_t*>(keys) + column,
-                static_cast<const uint16_t*>(values) + column, n, kv_.kv_width, dim,
-                scores_[thread].data(), o);
+    ops_.attend(q, group, keys, values, n, kv_.kv_width, dim, scores_[thread].data(), o);
   }
 }
 

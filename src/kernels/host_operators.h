@@ -25,7 +25,8 @@ struct HostObserver {
 };
 
 /// The operators on a CPU. Multiplications go to the backend that each weight was prepared for; the
-/// rest to `glue`: CPU in fp32 with a bf16 KV cache, or REFERENCE in double with an fp32 one.
+/// rest to `glue`: CPU in fp32, or REFERENCE in double. The KV cache is fp32: W4A4 quantizes what attention
+/// gives, and one bf16 rounding before that turns FP4 codes that the label's own arithmetic does not.
 class HostOperators : public Operators {
  public:
   HostOperators(Backend glue, CpuIsa isa, ThreadPool& pool);
@@ -51,9 +52,6 @@ class HostOperators : public Operators {
   void CopyRow(Matrix x, int64_t from, Matrix y, int64_t to) override;
   Result<void> Finish() override;
 
-  /// Bytes a number of the KV cache takes under that glue.
-  static uint64_t KvElementBytes(Backend glue) { return glue == Backend::kReference ? 4 : 2; }
-
  private:
   struct Place {
     int slot = 0;
@@ -63,7 +61,7 @@ class HostOperators : public Operators {
   void Keep(Result<void> status);
   void ForRows(int64_t rows, int64_t work_a_row,
                FunctionRef<void(int64_t first, int64_t last, int thread)> body);
-  void* KvAt(HugeBuffer& cache, int64_t layer, int slot, int64_t position);
+  float* KvAt(HugeBuffer& cache, int64_t layer, int slot, int64_t position);
   void StoreKv(const AttentionShape& shape, int64_t layer, const Place& place, int64_t kv_head,
                const float* k, const float* v);
   void NormAndRotate(const AttentionShape& shape, float* head, Vector norm, const float* rope,

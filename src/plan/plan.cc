@@ -29,18 +29,6 @@ Operation OperationOf(ModuleKind kind) {
   return Operation::kGlue;
 }
 
-scheme::ModuleClass ClassOf(ModuleKind kind) {
-  switch (OperationOf(kind)) {
-    case Operation::kExperts:
-      return scheme::ModuleClass::kExperts;
-    case Operation::kLinear:
-      return scheme::ModuleClass::kLinear;
-    case Operation::kGlue:
-      break;
-  }
-  return scheme::ModuleClass::kOther;
-}
-
 /// The backend that a person forced on modules of this scheme. A bare name always binds the quantized experts (it never falls back
 /// there), and everything else that the backend could serve on some device.
 std::optional<Backend> ForcedFor(const Wishes& wishes, const Need& need) {
@@ -75,11 +63,11 @@ uint64_t WorkspaceBytes(const checkpoint::ModelConfig& c) {
                  c.vocab);
 }
 
-Result<PlannedModule> PlanModule(const ModuleSpec& spec, const scheme::QuantConfig& quant,
+Result<PlannedModule> PlanModule(const ModuleSpec& spec, scheme::ModuleScheme declared,
                                  const DeviceInfo& device, const Wishes& wishes) {
   PlannedModule m;
   m.spec = spec;
-  NIBBLE_TRY(m.declared, quant.SchemeOf({spec.name, ClassOf(spec.kind), spec.experts, true}));
+  m.declared = std::move(declared);
   m.effective = m.declared.scheme;
   if (wishes.bf16_activations && m.effective.weight == kNvfp4Static) m.effective.activation.reset();
   Need need{OperationOf(spec.kind), m.effective, Activation::kSilu, spec.has_bias};
@@ -115,20 +103,24 @@ Result<Plan> MakePlan(const checkpoint::Checkpoint& checkpoint, const DeviceInfo
                       const Wishes& wishes) {
   Plan plan;
   plan.device = device;
-  NIBBLE_TRY(plan.model, checkpoint::ParseModelConfig(checkpoint.config(),
-                                                      checkpoint.generation_config()));
+  NIBBLE_TRY(plan.model,
+             checkpoint::ParseModelConfig(checkpoint.config(), checkpoint.generation_config()));
   NIBBLE_TRY(const scheme::QuantConfig quant,
              scheme::ReadQuantConfig(checkpoint.config(), checkpoint.hf_quant_config()));
   plan.source_format = quant.source_format();
   plan.warnings = quant.warnings();
 
   std::vector<ModuleSpec> specs = checkpoint::ListModules(plan.model);
+  std::vector<scheme::ModuleQuery> queries;
+  for (const ModuleSpec& spec : specs) queries.push_back(scheme::QueryOf(spec));
+  NIBBLE_TRY(std::vector<scheme::ModuleScheme> schemes, quant.SchemesOf(queries));
   if (plan.model.tie_embeddings) {
     specs.push_back(
         {"lm_head", ModuleKind::kLmHead, -1, plan.model.vocab, plan.model.hidden, 0, 0, false});
+    schemes.push_back({kBf16Scheme, SourceFormat::kNone, "config.json: tie_word_embeddings"});
   }
-  for (const ModuleSpec& spec : specs) {
-    NIBBLE_TRY(PlannedModule module, PlanModule(spec, quant, device, wishes));
+  for (size_t i = 0; i < specs.size(); ++i) {
+    NIBBLE_TRY(PlannedModule module, PlanModule(specs[i], std::move(schemes[i]), device, wishes));
     plan.memory.weights += PackedWeightBytes(module);
     if (module.kernel->operation == Operation::kGlue) plan.glue = module.kernel->backend;
     plan.modules.push_back(std::move(module));
@@ -141,7 +133,7 @@ Result<Plan> MakePlan(const checkpoint::Checkpoint& checkpoint, const DeviceInfo
   constexpr int64_t kDefaultContext = 32768;
   plan.context =
       wishes.context > 0 ? wishes.context : std::min(plan.model.max_positions, kDefaultContext);
-  const uint64_t element = plan.glue == Backend::kReference ? 4 : 2;
+  constexpr uint64_t element = 4;  // fp32 on a CPU
   plan.memory.kv = 2 * element * static_cast<uint64_t>(plan.model.n_layers) *
                    static_cast<uint64_t>(plan.context) *
                    static_cast<uint64_t>(plan.model.n_kv_heads) *

@@ -16,18 +16,16 @@ struct GlueKernels {
   void (*add)(float* x, const float* y, int64_t n);
   /// out = silu(gate) * up
   void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out);
-  /// Rounds n floats to bf16, nearest even.
-  void (*to_bf16)(const float* x, int64_t n, uint16_t* out);
-  /// The other way, from little-endian bf16 at any address.
+  /// n little-endian bf16 at any address, as floats.
   void (*from_bf16)(const uint8_t* x, int64_t n, float* out);
   /// Rotates (head[i], head[i + frequencies]) by the angle of (cosines[i], sines[i]).
   void (*rotate_halves)(float* head, const float* cosines, const float* sines, int64_t frequencies);
   /// The dot product of a float row and a bf16 row at any address.
   float (*dot_bf16)(const float* x, const uint8_t* w, int64_t n);
-  /// Attention of `group` query heads [group, dim] over n cached bf16 positions of one kv head, at
-  /// row stride `stride`; `scores` is scratch for n floats. out [group, dim].
-  void (*attend)(const float* q, int64_t group, const uint16_t* keys, const uint16_t* values,
-                 int64_t n, int64_t stride, int64_t dim, float* scores, float* out);
+  /// Attention of `group` query heads [group, dim] over n cached positions of one kv head, at row
+  /// stride `stride` floats; `scores` is scratch for n floats. out [group, dim].
+  void (*attend)(const float* q, int64_t group, const float* keys, const float* values, int64_t n,
+                 int64_t stride, int64_t dim, float* scores, float* out);
   /// x = exp(x - max(x)); returns the sum.
   float (*exp_and_sum)(float* x, int64_t n);
 };

@@ -95,15 +95,6 @@ void SiluMul(const float* gate, const float* up, int64_t n, float* out) {
   }
 }
 
-inline uint16_t Bf16Bits(float x) {
-  const uint32_t u = __builtin_bit_cast(uint32_t, x);
-  if ((u & 0x7FFFFFFFu) > 0x7F800000u) return static_cast<uint16_t>((u >> 16) | 0x40u);
-  return static_cast<uint16_t>((u + 0x7FFFu + ((u >> 16) & 1u)) >> 16);
-}
-void ToBf16s(const float* x, int64_t n, uint16_t* out) {
-  for (int64_t i = 0; i < n; ++i) out[i] = Bf16Bits(x[i]);
-}
-
 void FromBf16s(const uint8_t* x, int64_t n, float* out) {
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) Store(out + i, LoadBf16s(x + 2 * i));
@@ -123,6 +114,15 @@ void RotateHalves(float* head, const float* cosines, const float* sines, int64_t
     head[i] = a * cosines[i] - b * sines[i];
     head[frequencies + i] = b * cosines[i] + a * sines[i];
   }
+}
+
+float Dot(const float* x, const float* y, int64_t n) {
+  F16 sum = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) sum += Load(x + i) * Load(y + i);
+  float total = Sum(sum);
+  for (; i < n; ++i) total += x[i] * y[i];
+  return total;
 }
 
 float DotBf16(const float* x, const uint8_t* w, int64_t n) {
@@ -151,36 +151,33 @@ float ExpAndSum(float* x, int64_t n) {
 
 /// out[0..dim) = sum_j p[j] * values[j], in blocks of up to 64 columns that stay in registers over
 /// all j.
-inline void WeightedSum(const float* p, const uint16_t* values, int64_t n, int64_t stride,
-                        int64_t dim, float scale, float* out) {
+inline void WeightedSum(const float* p, const float* values, int64_t n, int64_t stride, int64_t dim,
+                        float scale, float* out) {
   int64_t d = 0;
   for (; d + 4 * kLanes <= dim; d += 4 * kLanes) {
     F16 acc[4] = {};
     for (int64_t j = 0; j < n; ++j) {
-      const uint16_t* row = values + j * stride + d;
-      for (int b = 0; b < 4; ++b) acc[b] += p[j] * LoadBf16s(row + b * kLanes);
+      const float* row = values + j * stride + d;
+      for (int b = 0; b < 4; ++b) acc[b] += p[j] * Load(row + b * kLanes);
     }
     for (int b = 0; b < 4; ++b) Store(out + d + b * kLanes, acc[b] * scale);
   }
   for (; d < dim; ++d) {
     float sum = 0;
-    for (int64_t j = 0; j < n; ++j) sum += p[j] * LoadBf16One(values + j * stride + d);
+    for (int64_t j = 0; j < n; ++j) sum += p[j] * values[j * stride + d];
     out[d] = sum * scale;
   }
 }
 
-void Attend(const float* q, int64_t group, const uint16_t* keys, const uint16_t* values, int64_t n,
+void Attend(const float* q, int64_t group, const float* keys, const float* values, int64_t n,
             int64_t stride, int64_t dim, float* scores, float* out) {
   const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(dim));
   for (int64_t h = 0; h < group; ++h) {
-    for (int64_t j = 0; j < n; ++j) {
-      const auto* key = reinterpret_cast<const uint8_t*>(keys + j * stride);
-      scores[j] = DotBf16(q + h * dim, key, dim) * scale;
-    }
+    for (int64_t j = 0; j < n; ++j) scores[j] = Dot(q + h * dim, keys + j * stride, dim) * scale;
     const float total = ExpAndSum(scores, n);
     WeightedSum(scores, values, n, stride, dim, 1.0f / total, out + h * dim);
   }
 }
 
-constexpr GlueKernels kTable = {RmsNorm,      Add,     SiluMul, ToBf16s,    FromBf16s,
+constexpr GlueKernels kTable = {RmsNorm,      Add,     SiluMul, FromBf16s,
                                 RotateHalves, DotBf16, Attend,  ExpAndSum};

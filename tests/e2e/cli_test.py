@@ -1,0 +1,272 @@
+#!/usr/bin/env python3
+"""cli_test.py NIBBLE SOURCE_DIR: the command as a person and a program use it. Standard library alone.
+
+Expectations come from the committed references (PyTorch's runs) and from what the options promise. With NIBBLE_TEST_DATA set,
+the larger checkpoints' perplexities are checked too."""
+import json
+import math
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+import unittest
+
+NIBBLE, SOURCE = os.path.abspath(sys.argv[1]), os.path.abspath(sys.argv[2])
+SAMPLE = os.path.join(SOURCE, "models", "qwen3-moe-mini")
+DATA = os.environ.get("NIBBLE_TEST_DATA")
+
+
+def read_file(path):
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def write_file(path, data):
+    with open(path, "wb") as file:
+        file.write(data)
+
+
+def read_safetensors(path):
+    data = read_file(path)
+    length = struct.unpack("<Q", data[:8])[0]
+    out = {}
+    for name, info in json.loads(data[8 : 8 + length]).items():
+        if name == "__metadata__":
+            continue
+        begin, end = info["data_offsets"]
+        code = {"F32": "f", "I32": "i"}[info["dtype"]]
+        out[name] = struct.unpack(f"<{(end - begin) // 4}{code}", data[8 + length + begin : 8 + length + end])
+    return out
+
+
+def read_npy(path):
+    data = read_file(path)
+    assert data[:8] == b"\x93NUMPY\x01\x00", data[:8]
+    length = struct.unpack("<H", data[8:10])[0]
+    assert (10 + length) % 64 == 0
+    header = eval(data[10 : 10 + length], {})  # a dict literal, as NumPy reads it
+    assert header["descr"] == "<f4" and header["fortran_order"] is False
+    (count,) = header["shape"]
+    return struct.unpack(f"<{count}f", data[10 + length :])
+
+
+def relative(a, b):
+    return math.sqrt(sum((x - y) ** 2 for x, y in zip(a, b)) / sum(y * y for y in b))
+
+
+REFERENCE = read_safetensors(
+    os.path.join(SOURCE, "tests/golden/references/qwen3-moe-mini-modelopt-W4A16_NVFP4.native.safetensors")
+)
+
+
+def run(*arguments, code=0, stdin=b"", env=None):
+    done = subprocess.run(
+        [NIBBLE, *map(str, arguments)], capture_output=True, input=stdin, env={**os.environ, **(env or {})}, timeout=300
+    )
+    assert done.returncode == code, (arguments, done.returncode, done.stdout[-2000:], done.stderr[-2000:])
+    return done.stdout.decode(), done.stderr.decode()
+
+
+def run_json(*arguments, **keywords):
+    out, _ = run(*arguments, "--json", **keywords)
+    return json.loads(out)
+
+
+def ids_of(prompt):
+    return ",".join(map(str, REFERENCE[f"p{prompt}.ids"]))
+
+
+class Run(unittest.TestCase):
+    def test_reference_logits_and_all_64_tokens(self):
+        with tempfile.TemporaryDirectory() as folder:
+            logits = os.path.join(folder, "logits.npy")
+            got = run_json("run", SAMPLE, "--prompt-ids", ids_of(0), "--max-tokens", 64, "--temperature", 0, "--ignore-eos",
+                           "--moe-backend", "reference", "--dump-logits", logits)
+            self.assertLessEqual(relative(read_npy(logits), REFERENCE["p0.logits"]), 1e-5)
+        self.assertEqual(got["prompt_ids"], list(REFERENCE["p0.ids"]))
+        self.assertEqual(got["ids"], list(REFERENCE["p0.greedy"]))
+        self.assertEqual(got["finish_reason"], "length")
+
+    def test_decode_one_token_at_a_time_on_the_cpu_backend(self):
+        for isa in ("scalar", "avx2", "avx512", "avx512bf16"):
+            flags = read_file("/proc/cpuinfo").decode()
+            needs = {"scalar": "", "avx2": "avx2", "avx512": "avx512bw", "avx512bf16": "avx512_bf16"}[isa]
+            if needs and needs not in flags:
+                continue
+            # Prompt 0's least margin over 64 steps is far above 16-bit noise.
+            got = run_json("run", SAMPLE, "--prompt-ids", ids_of(0), "-n", 64, "--temperature", 0, "--ignore-eos",
+                           env={"NIBBLE_ISA": isa})
+            self.assertEqual(got["ids"], list(REFERENCE["p0.greedy"]), isa)
+
+    def test_text_prompt_is_tokenized_as_the_reference_does(self):
+        got = run_json("run", SAMPLE, "-p", "It was a dark and stormy night, and", "-n", 4, "--temperature", 0)
+        self.assertEqual(got["prompt_ids"], list(REFERENCE["p0.ids"]))
+        self.assertEqual(got["text"], " the moon was shining"[: len(got["text"])])
+        for source in (["-f", "-"], []):
+            again = run_json("run", SAMPLE, *source, "-n", 4, "--temperature", 0, stdin=b"It was a dark and stormy night, and")
+            self.assertEqual(again["ids"], got["ids"])
+
+    def test_chat_stops_at_the_end_of_the_turn(self):
+        got = run_json("run", SAMPLE, "--chat", "-p", "Who are you?", "--temperature", 0)
+        self.assertEqual(got["prompt_ids"], list(REFERENCE["p2.ids"]))
+        self.assertEqual(got["text"], "I am a small language model, trained on novels of the nineteenth century.")
+        self.assertEqual(got["finish_reason"], "stop")
+        self.assertEqual(got["ids"][-1], 4095, "the token that stopped is in ids")
+
+    def test_text_is_streamed_and_numbers_follow(self):
+        out, err = run("run", SAMPLE, "--chat", "-p", "Who are you?", "--temperature", 0)
+        self.assertEqual(out, "I am a small language model, trained on novels of the nineteenth century.\n")
+        for word in ("prompt 16 tokens", "TTFT", "decode", "tok/s"):
+            self.assertIn(word, err)
+
+    def test_stop_strings_cut_the_text_before_them(self):
+        got = run_json("run", SAMPLE, "--chat", "-p", "Who are you?", "--temperature", 0, "--stop", "language mod", "--stop", "zzz")
+        self.assertEqual((got["text"], got["finish_reason"]), ("I am a small ", "stop"))
+
+    def test_a_seed_repeats_a_sampled_run(self):
+        def sample(seed):
+            return run_json("run", SAMPLE, "-p", "The", "-n", 24, "--temperature", 1, "--seed", seed)["ids"]
+
+        self.assertEqual(sample(7), sample(7))
+        self.assertNotEqual(sample(7), sample(8))
+
+    def test_greedy_is_the_checkpoints_own_default(self):
+        self.assertEqual(run_json("run", SAMPLE, "--prompt-ids", ids_of(1), "-n", 8)["ids"], list(REFERENCE["p1.greedy"])[:8])
+
+    def test_results_do_not_depend_on_threads(self):
+        runs = [run_json("run", SAMPLE, "--prompt-ids", ids_of(6), "-n", 16, "--temperature", 0, "-t", t)["ids"] for t in (1, 2, 5)]
+        self.assertEqual(runs[0], runs[1])
+        self.assertEqual(runs[0], runs[2])
+
+    def test_a_checkpoint_without_tokenizer_runs_with_ids(self):
+        with tempfile.TemporaryDirectory() as folder:
+            for name in ("config.json", "generation_config.json", "hf_quant_config.json", "model.safetensors"):
+                os.symlink(os.path.join(SAMPLE, name), os.path.join(folder, name))
+            got = run_json("run", folder, "--prompt-ids", ids_of(0), "-n", 8, "--temperature", 0)
+            self.assertEqual(got["ids"], list(REFERENCE["p0.greedy"])[:8])
+            _, err = run("run", folder, "-p", "text", code=3)
+            self.assertIn("--prompt-ids", err)
+
+
+class Errors(unittest.TestCase):
+    def test_exit_codes_by_class_and_one_clear_error(self):
+        with tempfile.TemporaryDirectory() as folder:
+            write_file(os.path.join(folder, "config.json"), b'{"model_type": "gpt5", "architectures": ["Gpt5"]}')
+            write_file(os.path.join(folder, "model.safetensors"), b"\0" * 7)
+            cases = [
+                (2, ["run"], "DIR"),
+                (2, ["run", SAMPLE, "--no-such-flag"], "--no-such-flag"),
+                (2, ["run", SAMPLE, "--prompt-ids", "1,x", "-n", "1"], '"x"'),
+                (2, ["run", SAMPLE, "--prompt-ids", "4096", "-n", "1"], "4096"),
+                (2, ["run", SAMPLE, "-p", "a", "--temperature", "-1"], "temperature"),
+                (2, ["run", SAMPLE, "-p", "a", "--moe-backend", "triton"], "Expected one of ["),
+                (2, ["run", SAMPLE, "-p", "a", "--activation-precision", "fp4"], "never run"),
+                (2, ["run", SAMPLE, "-p", "a b c d e f g", "--ctx", "2"], "maximum context length is 2"),
+                (3, ["run", os.path.join(folder, "nothing"), "-p", "a"], "nothing"),
+                (3, ["run", folder, "-p", "a"], "model.safetensors"),
+                (5, ["run", SAMPLE, "-p", "a", "--moe-backend", "b12x"], "NvFp4 MoE backend 'B12X' does not support"),
+                (5, ["inspect", folder, "--config-only"], "gpt5"),
+            ]
+            for code, arguments, part in cases:
+                out, err = run(*arguments, code=code)
+                self.assertIn(part, err, arguments)
+                self.assertNotIn("terminate", err)
+        bad = run("run", SAMPLE, "-p", "a", code=2, env={"NIBBLE_ISA": "mmx"})[1]
+        self.assertIn("mmx", bad)
+
+    def test_errors_for_programs_are_json(self):
+        got = run_json("run", SAMPLE, "-p", "a", "--moe-backend", "cutlass", code=5)
+        self.assertEqual(got["error"]["code"], "Unsupported")
+
+    def test_nothing_half_written(self):
+        with tempfile.TemporaryDirectory() as folder:
+            run("run", SAMPLE, "-p", "a", "-n", 1, "--dump-logits", os.path.join(folder, "no", "such", "file.npy"), code=3)
+            self.assertEqual(os.listdir(folder), [])
+
+
+class Inspect(unittest.TestCase):
+    def test_json_says_what_runs_and_why(self):
+        got = run_json("inspect", SAMPLE)
+        self.assertEqual(got["checkpoint"]["architecture"], "Qwen3MoeForCausalLM")
+        self.assertEqual(got["checkpoint"]["source_format"], "modelopt")
+        self.assertEqual(got["checkpoint"]["layers"], 6)
+        experts = [m for m in got["modules"] if m["kind"] == "experts"]
+        self.assertEqual([m["name"] for m in experts], ["model.layers.*.mlp.experts"])
+        one = experts[0]
+        self.assertEqual(one["count"], 6)
+        self.assertEqual(one["scheme"], "W4A16")
+        self.assertEqual(
+            one["weight_key"],
+            "QuantKey(u8,scale(f8e4m3fn,static,GroupShape(row=1, col=16)),scale2(f32,static,per_tensor),symmetric)",
+        )
+        self.assertIsNone(one["activation_key"])
+        self.assertEqual(one["evidence"], "config.json: quantization_config.quant_algo")
+        self.assertEqual((one["backend"], one["activation_precision"]), ("CPU", "bf16"))
+        self.assertEqual(got["ignored_tensors"], [])
+        self.assertGreater(got["memory"]["weights"], 10_000_000)
+
+    def test_config_only_needs_no_weights(self):
+        with tempfile.TemporaryDirectory() as folder:
+            for name in ("config.json", "hf_quant_config.json"):
+                os.symlink(os.path.join(SAMPLE, name), os.path.join(folder, name))
+            got = run_json("inspect", folder, "--config-only")
+            self.assertEqual({m["scheme"] for m in got["modules"]}, {"W4A16", "BF16"})
+
+    def test_text_fits_a_terminal(self):
+        out, _ = run("inspect", SAMPLE)
+        self.assertLessEqual(max(map(len, out.splitlines())), 100, out)
+
+    def test_w4a4_raised_only_when_asked(self):
+        tiny = os.path.join(SOURCE, "tests/golden/tiny/modelopt-nvfp4")
+        precision = lambda *flags: {
+            m["activation_precision"] for m in run_json("inspect", tiny, *flags)["modules"] if m["kind"] == "experts"
+        }
+        self.assertEqual(precision(), {"fp4"})
+        self.assertEqual(precision("--activation-precision", "bf16"), {"bf16"})
+        out, err = run("inspect", tiny, "--activation-precision", "bf16")
+        self.assertIn("raised", out)
+
+    def test_every_layers_experts_are_logged(self):
+        _, err = run("run", SAMPLE, "-p", "a", "-n", 1, env={"NIBBLE_LOGLEVEL": "3"})
+        lines = [l for l in err.splitlines() if "experts layer=" in l]
+        self.assertEqual(len(lines), 6)
+        for l in lines:
+            self.assertIn("activation_precision=bf16 source_format=modelopt", l)
+
+
+class Text(unittest.TestCase):
+    def test_tokenize_and_back(self):
+        text = "In the year 1812, the château — naïve 🙂\n"
+        ids = run("tokenize", SAMPLE, text)[0].strip()
+        self.assertEqual(run("detokenize", SAMPLE, ids)[0], text + "\n")
+        self.assertEqual(run_json("tokenize", SAMPLE, text)["ids"], [int(i) for i in ids.split(",")])
+        self.assertEqual(run("tokenize", SAMPLE, stdin=text.encode())[0].strip(), ids)
+
+    def test_special_tokens_can_be_taken_as_text(self):
+        self.assertEqual(run("tokenize", SAMPLE, "<|im_end|>")[0].strip(), "4095")
+        self.assertGreater(len(run("tokenize", SAMPLE, "<|im_end|>", "--no-special")[0].split(",")), 3)
+
+
+@unittest.skipUnless(DATA, "NIBBLE_TEST_DATA is not set: the held-out perplexities are skipped")
+class Perplexity(unittest.TestCase):
+    # native and a16 as the references' makers measured them: 12 windows of 512 held-out tokens.
+    KNOWN = {
+        "qwen3-moe-mini-modelopt-W4A16_NVFP4": (27.551, None),
+        "qwen3-moe-mini-ct-NVFP4A16": (27.553, None),
+        "qwen3-moe-mini-modelopt-NVFP4": (28.029, 27.551),
+        "qwen3-moe-mini-ct-NVFP4": (27.970, 27.553),
+    }
+
+    def test_within_three_tenths_of_a_percent_and_nearer_to_its_own_label(self):
+        for name, (native, a16) in self.KNOWN.items():
+            got = run_json("eval", os.path.join(DATA, "checkpoints", name), "--ppl",
+                           os.path.join(DATA, "heldout", "heldout_tokens.npy"), "--windows", 12, "--window-length", 512)["ppl"]
+            print(f"{name}: perplexity {got:.3f}, reference {native}")
+            self.assertLessEqual(abs(got - native) / native, 0.003, name)
+            if a16:
+                self.assertLess(abs(got - native), abs(got - a16), name)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=[sys.argv[0]], verbosity=1)

@@ -1,0 +1,216 @@
+// Backend CPU, every instruction set that this machine has, against PyTorch's float32 runs and against REFERENCE.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <iostream>
+#include <mutex>
+
+#include "engine/sampler.h"
+#include "rig.h"
+
+namespace nibble::golden {
+namespace {
+
+struct RoutedRow {
+  std::vector<float> probabilities;
+  std::vector<int32_t> chosen;  // ascending
+};
+
+/// The routing of every (layer, token) of a run over ids, layer by layer.
+std::vector<RoutedRow> RoutesOf(Rig& rig, std::span<const int32_t> ids) {
+  std::vector<RoutedRow> out;
+  rig.operators->Observe({[&](int64_t, std::span<const float> p, std::span<const int32_t> chosen) {
+                            out.push_back({{p.begin(), p.end()}, {chosen.begin(), chosen.end()}});
+                            std::sort(out.back().chosen.begin(), out.back().chosen.end());
+                          },
+                          {}});
+  rig.Logits(ids, static_cast<int64_t>(ids.size()) - 1);
+  rig.operators->Observe({});
+  return out;
+}
+
+/// Names the first token whose experts differ from REFERENCE's, and by how little the router decided there: the relative gap of the
+/// k-th and the (k+1)-th probability. Infinite when no token differs.
+double FirstRouterNearTie(Rig& rig, Rig& truth, std::span<const int32_t> ids) {
+  const auto got = RoutesOf(rig, ids), want = RoutesOf(truth, ids);
+  for (size_t i = 0; i < want.size(); ++i) {
+    if (got[i].chosen == want[i].chosen) continue;
+    std::vector<float> p = want[i].probabilities;
+    std::sort(p.begin(), p.end(), std::greater<>());
+    const size_t k = want[i].chosen.size();
+    const double gap = (p[k - 1] - p[k]) / p[k - 1];
+    std::cout << "  router near-tie: layer " << i / ids.size() << " token " << i % ids.size()
+              << ", gap " << 100 * gap << " %\n";
+    return gap;
+  }
+  return HUGE_VAL;
+}
+
+/// Every step's argmax under the reference's own tokens, where the reference was sure of it. Prefill in one batch or token by token.
+void ExpectSureTokens(Rig& rig, const Reference& want, int p, int64_t batch,
+                      const std::string& what) {
+  auto ids = want.Ints(fmt::format("p{}.ids", p));
+  const auto greedy = want.Ints(fmt::format("p{}.greedy", p));
+  const auto margin = want.Floats(fmt::format("p{}.margin", p));
+  const int64_t first = static_cast<int64_t>(ids.size()) - 1;
+  ids.insert(ids.end(), greedy.begin(), greedy.end() - 1);
+  const auto logits = rig.Logits(ids, first, batch);
+  for (size_t i = 0; i < greedy.size(); ++i) {
+    if (margin[i] > 0.1f) {
+      EXPECT_EQ(engine::ArgMax(logits[i]), greedy[i]) << what << " prompt " << p << " step " << i;
+    }
+  }
+}
+
+TEST(Cpu, W4A16IsWithinSixteenBitNoiseOfTheReference) {
+  for (const Subject& s : MiniCheckpoints()) {
+    if (s.w4a4) continue;
+    const Reference want(s.reference);
+    auto truth = Rig::Open(s.dir, Reference64(), CpuIsa::kScalar);
+    ASSERT_TRUE(truth.ok());
+    for (CpuIsa isa : IsasHere()) {
+      auto rig = Rig::Open(s.dir, {}, isa);
+      ASSERT_TRUE(rig.ok()) << rig.error().Message();
+      const std::string what = fmt::format("{} {}", s.name, NameOf(isa));
+      int close = 0;
+      double worst = 0;
+      for (int p = 0; p < want.prompts(); ++p) {
+        const auto prompt = want.Ints(fmt::format("p{}.ids", p));
+        const auto logits = (*rig)->Logits(prompt, static_cast<int64_t>(prompt.size()) - 1);
+        const double error = RelativeL2(logits.back(), want.Floats(fmt::format("p{}.logits", p)));
+        if (error <= 0.008) {
+          ++close;
+          worst = std::max(worst, error);
+          ExpectSureTokens(**rig, want, p, plan::kMaxBatchTokens, what + " prefill");
+          if (prompt.size() < 64) ExpectSureTokens(**rig, want, p, 1, what + " decode");
+        } else {
+          std::cout << what << " prompt " << p << ": relative L2 " << error << "\n";
+          EXPECT_LT(FirstRouterNearTie(**rig, **truth, prompt), 0.02) << what << " prompt " << p;
+        }
+      }
+      std::cout << what << ": " << close << " of " << want.prompts()
+                << " prompts within 0.8 %, the worst of them " << 100 * worst << " %\n";
+      EXPECT_GE(close, want.prompts() - 1) << what;
+    }
+  }
+}
+
+TEST(Cpu, W4A4FollowsTheFormatsOwnRounding) {
+  for (const Subject& s : MiniCheckpoints()) {
+    if (!s.w4a4) continue;
+    const Reference want(s.reference);
+    for (CpuIsa isa : IsasHere()) {
+      auto rig = Rig::Open(s.dir, {}, isa);
+      ASSERT_TRUE(rig.ok()) << rig.error().Message();
+      int close = 0;
+      std::string errors;
+      for (int p = 0; p < want.prompts(); ++p) {
+        const auto prompt = want.Ints(fmt::format("p{}.ids", p));
+        const auto logits = (*rig)->Logits(prompt, static_cast<int64_t>(prompt.size()) - 1);
+        const double error = RelativeL2(logits.back(), want.Floats(fmt::format("p{}.logits", p)));
+        close += error <= 0.015;
+        errors += fmt::format(" {:.2f}", 100 * error);
+      }
+      std::cout << s.name << " " << NameOf(isa) << ": relative L2 in %" << errors << "; " << close
+                << " of " << want.prompts() << " within 1.5 %\n";
+      EXPECT_GE(close, want.prompts() - 3) << s.name << " " << NameOf(isa);
+    }
+  }
+}
+
+TEST(Cpu, ResultsDoNotDependOnTheNumberOfThreads) {
+  const Subject s = MiniCheckpoints()[0];
+  const Reference want(s.reference);
+  const auto prompt = want.Ints("p6.ids");
+  std::vector<float> first;
+  for (int threads : {1, 2, 3, 7}) {
+    ThreadPool pool(threads);
+    auto rig = Rig::Open(s.dir, {}, IsasHere().back(), [&](Backend glue, CpuIsa isa, ThreadPool&) {
+      return std::make_unique<kernels::HostOperators>(glue, isa, pool);
+    });
+    ASSERT_TRUE(rig.ok());
+    const auto logits = (*rig)->Logits(prompt, static_cast<int64_t>(prompt.size()) - 1);
+    if (first.empty()) first = logits.back();
+    EXPECT_EQ(first, logits.back()) << threads << " threads";
+  }
+}
+
+// ---- Layer 0's experts alone, fed the reference's own input.
+
+struct Layer0 {
+  std::vector<float> out;
+  std::vector<int32_t> experts;
+};
+
+Layer0 RunLayer0(Rig& rig, const std::vector<float>& in) {
+  const auto& c = rig.plan.model;
+  const int64_t rows = static_cast<int64_t>(in.size()) / c.hidden;
+  std::vector<float> x = in;
+  Layer0 r;
+  r.out.assign(in.size(), NAN);
+  r.experts.resize(rows * c.top_k);
+  std::vector<float> weights(rows * c.top_k);
+  const kernels::Routing routing{r.experts.data(), weights.data(), c.top_k};
+  const kernels::Matrix xm{x.data(), rows, c.hidden}, ym{r.out.data(), rows, c.hidden};
+  const auto& layer = rig.weights.layers[0];
+  rig.operators->Route(layer.router, xm, c.norm_topk_prob, routing);
+  rig.operators->Experts(layer.experts, xm, routing, ym);
+  EXPECT_TRUE(rig.operators->Finish().ok());
+  return r;
+}
+
+/// What the other precision answers: a W4A4 checkpoint raised to 16 bits, or a W4A16 one run in REFERENCE with the activation scales
+/// that calibration on this very input would give it (amax / 2688, first of the input, then of what the experts make of it).
+Layer0 OtherPrecision(const Subject& s, const std::vector<float>& in) {
+  plan::Wishes wishes = Reference64();
+  wishes.bf16_activations = s.w4a4;
+  auto rig = Rig::Open(s.dir, wishes, CpuIsa::kScalar);
+  EXPECT_TRUE(rig.ok());
+  if (!s.w4a4) {
+    double amax = 0, inner_amax = 0;
+    for (float v : in) amax = std::max(amax, std::abs(static_cast<double>(v)));
+    auto& quant = (*rig)->weights.layers[0].experts.quant;
+    quant.a1_gscale.emplace(quant.g1_alphas.size(), static_cast<float>(2688 / amax));
+    quant.a2_gscale.emplace(quant.g2_alphas.size(), 1.0f);
+    std::mutex mutex;
+    (*rig)->operators->Observe({{}, [&](const kernels::reference::BlockEvent& e) {
+                                  if (e.projection != 2) return;
+                                  std::lock_guard lock(mutex);
+                                  for (double v : e.x)
+                                    inner_amax = std::max(inner_amax, std::abs(v));
+                                }});
+    RunLayer0(**rig, in);
+    (*rig)->operators->Observe({});
+    quant.a2_gscale.emplace(quant.g2_alphas.size(), static_cast<float>(2688 / inner_amax));
+  }
+  return RunLayer0(**rig, in);
+}
+
+TEST(Cpu, Layer0ExpertsMatchTheReferenceAndNotTheOtherPrecision) {
+  auto subjects = MiniCheckpoints();
+  for (const Subject& s : TinyCheckpoints()) subjects.push_back(s);
+  for (const Subject& s : subjects) {
+    const Reference want(s.reference);
+    const auto in = want.Floats("moe0_in"), out = want.Floats("moe0_out");
+    const double other = RelativeL2(OtherPrecision(s, in).out, out);
+    const double limit = s.w4a4 ? 1e-4 : 3e-3;
+    std::vector<std::pair<std::string, Result<std::unique_ptr<Rig>>>> rigs;
+    rigs.emplace_back("REFERENCE", Rig::Open(s.dir, Reference64(), CpuIsa::kScalar));
+    for (CpuIsa isa : IsasHere()) rigs.emplace_back(NameOf(isa), Rig::Open(s.dir, {}, isa));
+    for (auto& [name, rig] : rigs) {
+      ASSERT_TRUE(rig.ok()) << rig.error().Message();
+      const Layer0 got = RunLayer0(**rig, in);
+      const double error = RelativeL2(got.out, out);
+      EXPECT_LE(error, limit) << s.name << " " << name;
+      EXPECT_GE(other, 10 * error)
+          << s.name << " " << name << ": the other precision is at " << other;
+      EXPECT_EQ(got.experts, want.Ints("router0_experts")) << s.name << " " << name;
+      std::cout << s.name << " " << name << ": layer 0 experts relative L2 " << error
+                << ", the other precision " << other << "\n";
+    }
+  }
+}
+
+}  // namespace
+}  // namespace nibble::golden
