@@ -6,4 +6,4 @@ cd "$(dirname "$0")/.."
 tools/install_dependencies.sh
 cmake --preset release
 cmake --build --preset release --target nibble -j "$(nproc)"
-build/release/nibble run models/qwen3-moe-mini -p "The morning after the storm," -n 96 --seed 1
+build/release/nibble run models/qwen3-moe-mini -p "My dear Watson," -n 72 --temperature 0.7 --top-p 0.9 --seed 1
