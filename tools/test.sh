@@ -50,7 +50,7 @@ tsan() {
     env -u NIBBLE_TEST_DATA build/tsan/tests/golden/golden_test --gtest_filter=Cpu.ResultsDoNotDependOnTheNumberOfThreads
 }
 
-fuzz() { build fuzz fuzz_targets && check fuzz; }
+fuzz() { build fuzz fuzz_targets && check fuzz -L fuzz; }
 
 tokenizers() {
   build/venv/bin/python tests/e2e/tokenizer_differential.py --program build/dev/tests/e2e/tokenizer_batch --count 100000
