@@ -208,10 +208,11 @@ class ExpertsTest : public testing::TestWithParam<CpuIsa> {
  protected:
   void ExpectAll(const Layer& layer, const Batch& b) {
     Scratch scratch;
-    const auto y = RunExperts(layer, b, GetParam(), 1, scratch);
+    (void)RunExperts(layer, b, GetParam(), 1, scratch);  // one thread or seven needs most scratch:
+    const auto y = RunExperts(layer, b, GetParam(), 7, scratch);  // it does not grow below
     ExpectTruth(layer, b, y);
     if (HasFatalFailure()) return;
-    for (int threads : {2, 3, 7}) {
+    for (int threads : {1, 2, 3, 7}) {
       std::memset(scratch.bytes().data(), 0xFF, scratch.bytes().size());
       EXPECT_TRUE(SameBits(RunExperts(layer, b, GetParam(), threads, scratch), y)) << threads;
     }
