@@ -1,0 +1,226 @@
+#!/usr/bin/env python3
+"""variants_test.py NIBBLE SOURCE_DIR: spellings and shapes of Qwen3-MoE that the genuine checkpoints do not have.
+
+Each variant is derived from a tiny genuine checkpoint so that it must compute what another one does: experts stacked or one by
+one, head tied or equal to the embedding, a dense layer or a single expert, old and new spellings of a config field.
+Standard library alone."""
+import json
+import math
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import unittest
+
+NIBBLE, SOURCE = os.path.abspath(sys.argv[1]), os.path.abspath(sys.argv[2])
+TINY = os.path.join(SOURCE, "tests", "golden", "tiny")
+PROMPT = "1226,315,258,1263,274,352,1941,88,779,11,274"
+
+
+class Checkpoint:
+    """Tensors and config of a single-file checkpoint, to be changed and written elsewhere."""
+
+    def __init__(self, name):
+        self.base = os.path.join(TINY, name)
+        with open(os.path.join(self.base, "model.safetensors"), "rb") as file:
+            data = file.read()
+        length = struct.unpack("<Q", data[:8])[0]
+        self.tensors = {}
+        for key, info in json.loads(data[8 : 8 + length]).items():
+            if key != "__metadata__":
+                begin, end = info["data_offsets"]
+                self.tensors[key] = (info["dtype"], info["shape"], data[8 + length + begin : 8 + length + end])
+        with open(os.path.join(self.base, "config.json")) as file:
+            self.config = json.load(file)
+        self.drop_hf_quant_config = False
+
+    def write(self, folder):
+        os.makedirs(folder)
+        header, body = {}, b""
+        for key, (dtype, shape, data) in self.tensors.items():
+            header[key] = {"dtype": dtype, "shape": shape, "data_offsets": [len(body), len(body) + len(data)]}
+            body += data
+        text = json.dumps(header).encode()
+        with open(os.path.join(folder, "model.safetensors"), "wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text + body)
+        with open(os.path.join(folder, "config.json"), "w") as file:
+            json.dump(self.config, file)
+        if not self.drop_hf_quant_config and os.path.exists(os.path.join(self.base, "hf_quant_config.json")):
+            shutil.copy(os.path.join(self.base, "hf_quant_config.json"), folder)
+        return folder
+
+
+class Variants(unittest.TestCase):
+    def setUp(self):
+        self.folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, self.folder)
+        self.count = 0
+
+    def logits(self, checkpoint, *flags):
+        self.count += 1
+        folder = checkpoint.write(os.path.join(self.folder, str(self.count)))
+        out = os.path.join(folder, "logits.npy")
+        done = subprocess.run([NIBBLE, "run", folder, "--prompt-ids", PROMPT, "-n", "1", "--dump-logits", out, *flags],
+                              capture_output=True, timeout=120)
+        self.assertEqual(done.returncode, 0, done.stderr.decode())
+        with open(out, "rb") as file:
+            data = file.read()
+        length = struct.unpack("<H", data[8:10])[0]
+        return struct.unpack(f"<{(len(data) - 10 - length) // 4}f", data[10 + length :])
+
+    def assertClose(self, a, b, limit):
+        norm = math.sqrt(sum(y * y for y in b))
+        self.assertGreater(norm, 0)
+        self.assertLessEqual(math.sqrt(sum((x - y) ** 2 for x, y in zip(a, b))) / norm, limit)
+
+    def assertFar(self, a, b):
+        with self.assertRaises(AssertionError):
+            self.assertClose(a, b, 0.02)
+
+    def test_rope_in_both_spellings(self):
+        new = Checkpoint("modelopt-w4a16")
+        old = Checkpoint("modelopt-w4a16")
+        theta = old.config.pop("rope_parameters")["rope_theta"]
+        old.config.update(rope_theta=theta, rope_scaling=None)
+        expected = self.logits(new)
+        self.assertEqual(self.logits(old), expected)
+        old.config["rope_theta"] = 100.0
+        self.assertFar(self.logits(old), expected)
+
+    def test_expert_count_in_both_spellings(self):
+        one, other = Checkpoint("ct-nvfp4a16"), Checkpoint("ct-nvfp4a16")
+        other.config["num_experts"] = other.config.pop("num_local_experts")
+        self.assertEqual(self.logits(one), self.logits(other))
+
+    def test_tied_head_is_the_embedding(self):
+        for base in ("modelopt-w4a16", "ct-nvfp4a16"):
+            untied, tied = Checkpoint(base), Checkpoint(base)
+            untied.tensors["lm_head.weight"] = untied.tensors["model.embed_tokens.weight"]
+            del tied.tensors["lm_head.weight"]
+            tied.config["tie_word_embeddings"] = True
+            self.assertEqual(self.logits(tied), self.logits(untied))
+            self.assertFar(self.logits(tied), self.logits(Checkpoint(base)))
+
+    def test_stacked_experts_equal_one_by_one(self):
+        """modelopt's fused export: gate and up rows of all experts in one tensor, scalars a row an expert."""
+        stacked = Checkpoint("modelopt-w4a16")
+        for layer in range(stacked.config["num_hidden_layers"]):
+            prefix = f"model.layers.{layer}.mlp.experts."
+            count = stacked.config["num_local_experts"]
+            take = lambda e, name: stacked.tensors.pop(f"{prefix}{e}.{name}")
+            parts = [{p: {f: take(e, f"{p}_proj.{f}") for f in ("weight", "weight_scale", "weight_scale_2")}
+                      for p in ("gate", "up", "down")} for e in range(count)]
+
+            def stack(field, projections):
+                dtype, shape, _ = parts[0][projections[0]][field]
+                data = b"".join(part[p][field][2] for part in parts for p in projections)
+                return dtype, [count, shape[0] * len(projections), *shape[1:]], data
+
+            for name, projections in (("gate_up_proj", ("gate", "up")), ("down_proj", ("down",))):
+                stacked.tensors[prefix + name] = stack("weight", projections)
+                stacked.tensors[prefix + name + "_weight_scale"] = stack("weight_scale", projections)
+                scalars = b"".join(part[p]["weight_scale_2"][2] for part in parts for p in projections)
+                shape = [count, 2] if len(projections) == 2 else [count]
+                stacked.tensors[prefix + name + "_weight_scale_2"] = ("F32", shape, scalars)
+        self.assertEqual(self.logits(stacked), self.logits(Checkpoint("modelopt-w4a16")))
+
+    def bf16_experts(self, stacked):
+        """The pair (NVFP4 with every expert's global scale 2^-13, the same numbers as BF16 experts): code * scale * 2^-13 is exact."""
+        e2m1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+        e4m3 = lambda b: math.ldexp(b & 7, -9) if b < 8 else math.ldexp(8 + (b & 7), (b >> 3) - 10)
+        bf16 = lambda v: struct.pack("<f", v)[2:]
+        fp4, wide = Checkpoint("modelopt-w4a16"), Checkpoint("modelopt-w4a16")
+        for key in list(fp4.tensors):
+            if ".experts." not in key or not key.endswith(".weight"):
+                continue
+            for one in (fp4, wide):
+                one.tensors[key + "_scale_2"] = ("F32", [], struct.pack("<f", 2.0**-13))
+            _, (n, half), codes = fp4.tensors[key]
+            scales = wide.tensors.pop(key + "_scale")[2]
+            del wide.tensors[key + "_scale_2"]
+            data = bytearray()
+            for i in range(n * half * 2):
+                code = codes[i // 2] >> (4 * (i % 2)) & 15
+                value = e2m1[code & 7] * e4m3(scales[i // 16]) * 2.0**-13
+                data += bf16(-value if code & 8 else value)
+            wide.tensors[key] = ("BF16", [n, half * 2], bytes(data))
+        wide.config["quantization_config"]["ignore"].append("*.mlp.experts*")
+        wide.drop_hf_quant_config = True
+        if stacked:
+            for layer in range(wide.config["num_hidden_layers"]):
+                prefix = f"model.layers.{layer}.mlp.experts."
+                count = wide.config["num_local_experts"]
+                take = lambda name: [wide.tensors.pop(f"{prefix}{e}.{name}_proj.weight") for e in range(count)]
+                gate, up, down = take("gate"), take("up"), take("down")
+                n, k = gate[0][1]
+                wide.tensors[prefix + "gate_up_proj"] = ("BF16", [count, 2 * n, k], b"".join(g[2] + u[2] for g, u in zip(gate, up)))
+                wide.tensors[prefix + "down_proj"] = ("BF16", [count, *down[0][1]], b"".join(d[2] for d in down))
+        return fp4, wide
+
+    def test_bf16_experts_stacked_or_not(self):
+        for stacked in (False, True):
+            fp4, wide = self.bf16_experts(stacked)
+            for flags, limit in (((), 1e-3), (("--moe-backend", "reference"), 1e-6)):
+                self.assertClose(self.logits(wide, *flags), self.logits(fp4, *flags), limit)
+
+    def single_expert(self, dense_layers):
+        """A model of one expert a layer; in `dense_layers` that expert is a plain MLP instead."""
+        made = Checkpoint("modelopt-w4a16")
+        made.config.update(num_local_experts=1, num_experts_per_tok=1, norm_topk_prob=True,
+                           mlp_only_layers=dense_layers, intermediate_size=made.config["moe_intermediate_size"])
+        for key in list(made.tensors):
+            if ".mlp.experts." in key and ".mlp.experts.0." not in key:
+                del made.tensors[key]
+        for layer in range(made.config["num_hidden_layers"]):
+            gate = f"model.layers.{layer}.mlp.gate.weight"
+            dtype, shape, data = made.tensors[gate]
+            made.tensors[gate] = (dtype, [1, shape[1]], data[: 2 * shape[1]])
+            if layer in dense_layers:
+                del made.tensors[gate]
+                for key in [k for k in made.tensors if k.startswith(f"model.layers.{layer}.mlp.experts.0.")]:
+                    made.tensors[key.replace("experts.0.", "")] = made.tensors.pop(key)
+        return made
+
+    def test_a_dense_layer_is_a_single_expert(self):
+        for flags, limit in (((), 1e-3), (("--moe-backend", "reference"), 1e-6)):
+            moe = self.logits(self.single_expert([]), *flags)
+            for layers in ([0], [1], [0, 1]):
+                self.assertClose(self.logits(self.single_expert(layers), *flags), moe, limit)
+
+    def test_decoder_sparse_step(self):
+        """Layer i is MoE iff (i + 1) % step == 0: with step 2, layer 0 is dense."""
+        by_list, by_step = self.single_expert([0]), self.single_expert([0])
+        by_step.config.update(mlp_only_layers=[], decoder_sparse_step=2)
+        self.assertEqual(self.logits(by_step), self.logits(by_list))
+
+    def test_norm_topk_prob(self):
+        def made(renormalize, top_k):
+            one = Checkpoint("modelopt-w4a16")
+            one.config.update(norm_topk_prob=renormalize, num_experts_per_tok=top_k)
+            return self.logits(one, "--moe-backend", "reference")
+
+        experts = Checkpoint("modelopt-w4a16").config["num_local_experts"]
+        self.assertClose(made(True, experts), made(False, experts), 1e-6)
+        self.assertFar(made(True, 1), made(False, 1))
+
+    def test_both_dialects_of_one_checkpoint_compute_the_same(self):
+        """A modelopt checkpoint rewritten as compressed-tensors: reciprocal globals, other names; within the rounding of 1/x."""
+        modelopt = Checkpoint("modelopt-w4a16")
+        other = Checkpoint("ct-nvfp4a16")
+        other.tensors = {}
+        for key, (dtype, shape, data) in modelopt.tensors.items():
+            if key.endswith(".weight_scale_2"):
+                inverse = struct.pack("<f", 1 / struct.unpack("<f", data)[0])
+                other.tensors[key.replace("weight_scale_2", "weight_global_scale")] = ("F32", [1], inverse)
+            elif dtype == "U8":
+                other.tensors[key.replace(".weight", ".weight_packed")] = (dtype, shape, data)
+            else:
+                other.tensors[key] = (dtype, shape, data)
+        for flags in ((), ("--moe-backend", "reference")):
+            self.assertClose(self.logits(other, *flags), self.logits(modelopt, *flags), 2e-6 if flags else 5e-3)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=[sys.argv[0]])
