@@ -70,7 +70,7 @@ find_nvcc() {
   ln -sfn lib "$cuda/lib64" && echo "$cuda/bin/nvcc"
 }
 
-cuda() { CUDACXX=$nvcc build cuda nibble_kernels_cuda; }
+cuda() { CUDACXX=$nvcc build cuda nibble_kernels_cuda cuda_moe_bench; }
 
 stage "format of the sources" formatted
 stage "dev: -Werror, all tests" dev
