@@ -206,7 +206,8 @@ Result<void> Inspect(const InspectOptions& o) {
   NIBBLE_TRY(const checkpoint::Checkpoint checkpoint,
              checkpoint::Checkpoint::Open(o.model.dir, how));
   NIBBLE_TRY(const CpuIsa isa, kernels::cpu::ChooseIsa(std::getenv("NIBBLE_ISA")));
-  NIBBLE_TRY(const Plan plan, plan::MakePlan(checkpoint, kernels::cpu::DescribeCpu(isa), options.wishes));
+  NIBBLE_TRY(const Plan plan,
+             plan::MakePlan(checkpoint, kernels::cpu::DescribeCpu(isa), options.wishes));
   std::vector<std::string> ignored, unused;
   if (!o.config_only) {
     NIBBLE_TRY(weights::ModelWeights checked, weights::CheckWeights(checkpoint, plan));

@@ -29,7 +29,8 @@ struct Fd {
 Result<int> OpenForReading(const std::string& path) {
   int fd = -1;
   do {
-    fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a FIFO is refused, not waited for
+    fd = ::open(path.c_str(),
+                O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a FIFO is refused, not waited for
   } while (fd < 0 && errno == EINTR);
   if (fd < 0) return IoError(path, "open", errno);
   return fd;

@@ -94,7 +94,8 @@ Result<std::unique_ptr<Engine>> Engine::Open(const std::string& dir, const Engin
   std::unique_ptr<Engine> e(new Engine());
   NIBBLE_TRY(const CpuIsa isa, kernels::cpu::ChooseIsa(std::getenv("NIBBLE_ISA")));
   NIBBLE_TRY(e->checkpoint_, checkpoint::Checkpoint::Open(dir));
-  NIBBLE_TRY(e->plan_, plan::MakePlan(e->checkpoint_, kernels::cpu::DescribeCpu(isa), options.wishes));
+  NIBBLE_TRY(e->plan_,
+             plan::MakePlan(e->checkpoint_, kernels::cpu::DescribeCpu(isa), options.wishes));
   for (const std::string& warning : e->plan_.warnings) Log(LogLevel::kWarning, "plan {}", warning);
   e->pool_ = std::make_unique<ThreadPool>(options.threads > 0 ? options.threads : AvailableCores());
   NIBBLE_TRY(e->weights_, weights::LoadWeights(e->checkpoint_, e->plan_, *e->pool_, progress));
