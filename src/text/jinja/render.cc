@@ -21,6 +21,7 @@ constexpr std::array<GlobalName, 4> kGlobals = {{{"range", Global::kRange},
                                                  {"dict", Global::kDict},
                                                  {"raise_exception", Global::kRaise}}};
 constexpr int64_t kMaxRange = 100'000;
+constexpr int kMacroLevels = 4;  // a call has so many more frames than an expression
 
 enum class Flow : uint8_t { kNext, kBreak, kContinue };
 
@@ -51,8 +52,10 @@ class Renderer {
   };
   class DepthGuard {
    public:
-    explicit DepthGuard(Renderer& r) : r_(r) { ++r_.depth_; }
-    ~DepthGuard() { --r_.depth_; }
+    explicit DepthGuard(Renderer& r, int levels = 1) : r_(r), levels_(levels) {
+      r_.depth_ += levels_;
+    }
+    ~DepthGuard() { r_.depth_ -= levels_; }
     Result<void> Check() const {
       if (r_.depth_ <= r_.runtime_.limits().depth) return {};
       return Err(ErrorCode::kInvalidArgument, "the template nests or calls itself deeper than {}",
@@ -61,6 +64,7 @@ class Renderer {
 
    private:
     Renderer& r_;
+    int levels_;
   };
 
   // --- Names ---
@@ -531,6 +535,8 @@ Result<Value> Renderer::EvalConditional(const Expr& expr) {
 // --- Calls ---
 
 Result<Value> Renderer::CallMacro(const Stmt& macro, const Arguments& arguments) {
+  const DepthGuard depth(*this, kMacroLevels);
+  NIBBLE_CHECK_OK(depth.Check());
   if (arguments.positional.size() > macro.targets.size()) {
     return Err(ErrorCode::kInvalidArgument, "macro {} takes at most {} arguments, found {}",
                Quoted(macro.text), macro.targets.size(), arguments.positional.size());
