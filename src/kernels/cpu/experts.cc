@@ -70,7 +70,7 @@ class ExpertsCall {
   void Up(ThreadPool& pool) {
     const int64_t groups = Groups(e_.intermediate);
     ForUnits(pool, n_active_ * groups, [&](int64_t unit, int thread) {
-      UpUnit(active_[unit / groups], unit % groups * kPanelStrips, thread);
+      UpUnit(unit / groups, unit % groups * kPanelStrips, thread);
     });
   }
   void Down(ThreadPool& pool) {
@@ -125,7 +125,7 @@ class ExpertsCall {
     return gscale != nullptr ? alpha * (1.0f / *gscale) : alpha;
   }
 
-  void UpUnit(int64_t expert, int64_t first_strip, int thread);
+  void UpUnit(int64_t active, int64_t first_strip, int thread);
   void Activate(int64_t expert, const float* gate, const float* up, std::byte* out) const;
   void DownUnit(int64_t first_group, int64_t last_group, int thread);
   void WeightedSum(const float* partial, int64_t stride, int64_t column, int64_t columns);
@@ -231,7 +231,8 @@ void ExpertsCall::Activate(int64_t expert, const float* gate, const float* up,
   PackGroups(kernels_, h, 1, A2(expert), out);
 }
 
-void ExpertsCall::UpUnit(int64_t expert, int64_t first_strip, int thread) {
+void ExpertsCall::UpUnit(int64_t active, int64_t first_strip, int thread) {
+  const int64_t expert = active_[active];
   const PackedMatrix& up = Matrix(e_.up[expert]);
   const int strips = StripsIn(up.n, first_strip);
   const int64_t count = CountOf(expert), first = first_[expert];
@@ -240,7 +241,9 @@ void ExpertsCall::UpUnit(int64_t expert, int64_t first_strip, int thread) {
   const int up_shard = shards_ - 1;
 
   const PackedMatrix& gate = gated_ ? Matrix(e_.gate[expert]) : up;
-  const std::byte* next_up = up.strip(first_strip + strips);
+  const bool last = first_strip + strips == StripCount(e_.intermediate);
+  const int64_t next_expert = active_[last && active + 1 < n_active_ ? active + 1 : active];
+  const std::byte* next_up = Matrix(e_.up[next_expert]).strip(last ? 0 : first_strip + strips);
   const StripGroup ups(kernels_, up, first_strip, strips, UsesPanels(kernels_, up.format, count),
                        panels, gated_ ? gate.strip(first_strip) : next_up);
   const StripGroup gates(kernels_, gate, first_strip, gated_ ? strips : 0,
@@ -249,7 +252,6 @@ void ExpertsCall::UpUnit(int64_t expert, int64_t first_strip, int thread) {
   const float gate_factor = Factor(alphas[0], A1(expert, 0));
   const float up_factor = Factor(alphas[up_shard], A1(expert, up_shard));
 
-  const bool last = first_strip + strips == StripCount(e_.intermediate);
   const int64_t strip_bytes = kStripRows * kernels_.activation_bytes;
   for (int64_t t = 0; t < count; t += kBlockTokens) {
     float g[kBlockTokens * kBlockStride], u[kBlockTokens * kBlockStride];
