@@ -3,7 +3,7 @@
 #   NIBBLE_TEST_DATA     folder of larger checkpoints (tests/golden/README.md); tests that need it are skipped without it
 #   NIBBLE_FUZZ_SECONDS  for each fuzz target; 10 unless said
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 1
 tools/install_dependencies.sh --tests || exit 1
 
 table=""
@@ -34,8 +34,7 @@ check() {  # PRESET [ctest arguments…]
 }
 
 formatted() {
-  find src include apps tests bench -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' |
-    xargs clang-format-14 --dry-run -Werror
+  find src include apps tests bench -regex '.*[.]\(cc\|h\|cu\|cuh\)' -print0 | xargs -0 clang-format-14 --dry-run -Werror
 }
 
 dev() { build dev all bench_kernels && check dev; }
