@@ -45,4 +45,9 @@ Result<void> CheckSm90Moe(const Sm90MoeParams& p, int max_tokens) {
   return {};
 }
 
+bool Sm90MoeDecodeIsFaster(const Sm90MoeShape& shape, int tokens) {
+  return tokens <= Sm90MoeDecodeMaxTokens(shape) &&
+         static_cast<int64_t>(tokens) * shape.top_k <= 5 * static_cast<int64_t>(shape.experts);
+}
+
 }  // namespace nibble::cuda

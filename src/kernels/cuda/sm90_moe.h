@@ -52,12 +52,16 @@ size_t Sm90MoePrefillWorkspace(const Sm90MoeShape& shape, int tokens);
 /// The largest number of tokens that the decode kernel takes for this shape; 0: none.
 int Sm90MoeDecodeMaxTokens(const Sm90MoeShape& shape);
 
+/// Which of the two kernels is faster: decode while the experts have few routes each. Measured on an
+/// H200 (docs/performance.md): decode wins at 4 routes an expert, prefill at 8.
+bool Sm90MoeDecodeIsFaster(const Sm90MoeShape& shape, int tokens);
+
 /// One launch that streams the touched experts once per 8 routes. Needs the whole device's
 /// multiprocessors at once (cooperative launch).
 /// errors   kInvalidArgument (shape, pointers, tokens), kDevice
 Result<void> LaunchSm90MoeDecode(const Sm90MoeParams& params, cudaStream_t stream);
 
-/// Five launches: permute x and count, sort routes by expert, two GEMMs, sum over top-k.
+/// Six launches: count and sort the routes by expert, scatter x, two GEMMs, sum over top-k.
 /// errors   as above
 Result<void> LaunchSm90MoePrefill(const Sm90MoeParams& params, cudaStream_t stream);
 

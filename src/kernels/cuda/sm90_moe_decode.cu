@@ -350,12 +350,14 @@ __global__ void __launch_bounds__(kThreads, 1) MoeDecode(const __grid_constant__
 struct Workspace {
   size_t counters, exit_counter, h, bytes;
 };
+// The counters' places do not depend on the number of tokens: a launch of few tokens must leave alone
+// what one of many needs to be zero.
 Workspace Layout(const Sm90MoeShape& shape, int tokens) {
-  const size_t routes = static_cast<size_t>(tokens) * shape.top_k;
   Workspace ws{};
-  ws.exit_counter = routes * kCounterStride * sizeof(uint32_t);
+  ws.exit_counter = kMaxRoutes * kCounterStride * sizeof(uint32_t);
   ws.h = ws.exit_counter + 256;
-  ws.bytes = ws.h + routes * RoundUpTo(shape.intermediate, 64) * sizeof(Bf16);
+  ws.bytes = ws.h + static_cast<size_t>(tokens) * shape.top_k * RoundUpTo(shape.intermediate, 64) *
+                        sizeof(Bf16);
   return ws;
 }
 
@@ -373,10 +375,8 @@ Result<void> Launch(Args args, cudaStream_t stream) {
   config.blockDim = dim3(kThreads);
   config.dynamicSmemBytes = sizeof(Smem);
   config.stream = stream;
-#ifndef PLAIN
   config.attrs = &cooperative;
   config.numAttrs = 1;
-#endif
   NIBBLE_CUDA_TRY(cudaLaunchKernelEx(&config, MoeDecode<C>, args));
   return {};
 }

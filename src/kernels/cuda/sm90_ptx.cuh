@@ -74,16 +74,6 @@ __device__ __forceinline__ void TensorCopy3(uint32_t to, const void* map, int c0
       "l"(map), "r"(c0), "r"(c1), "r"(c2), "r"(barrier)
       : "memory");
 }
-__device__ __forceinline__ void AsyncCopy16(uint32_t to, const void* from) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from)
-               : "memory");
-}
-/// Arrives on `barrier` when this thread's earlier AsyncCopy16s have landed; counts as one of the
-/// barrier's expected arrivals.
-__device__ __forceinline__ void AsyncCopyArrive(uint32_t barrier) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
-}
-
 // --- loads and stores with a meaning ---
 
 /// Past L1: data that other blocks of this launch wrote.
