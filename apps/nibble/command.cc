@@ -88,9 +88,17 @@ Result<std::vector<int32_t>> ParseIds(std::string_view text) {
 int Fail(const Error& error, bool json) {
   fmt::print(stderr, "nibble: error: {}\n", error.Message());
   if (json) {
-    Json body =
-        Json::Object{{"code", Json(NameOf(error.code))}, {"message", Json(error.Message())}};
-    PrintJson(Json::Object{{"error", std::move(body)}});
+    Json::Object body = {{"code", Json(NameOf(error.code))}, {"message", Json(error.Message())}};
+    if (!error.candidates.empty()) {
+      Json::Array candidates;
+      for (const Candidate& c : error.candidates) {
+        Json::Array reasons(c.reasons.begin(), c.reasons.end());
+        candidates.push_back(
+            Json::Object{{"backend", Json(c.name)}, {"reasons", Json(std::move(reasons))}});
+      }
+      body.emplace_back("candidates", Json(std::move(candidates)));
+    }
+    PrintJson(Json::Object{{"error", Json(std::move(body))}});
   }
   return ExitCodeOf(error.code);
 }

@@ -7,6 +7,7 @@
 
 #include "command.h"
 #include "kernels/cpu/isa.h"
+#include "plan/devices.h"
 #include "weights/model_weights.h"
 
 namespace nibble::app {
@@ -17,7 +18,9 @@ using plan::PlannedModule;
 
 struct InspectOptions {
   ModelOptions model;
+  std::string device = "cpu";
   bool config_only = false;
+  int tp_size = 1, ep_size = 1;
 };
 
 /// Modules that differ in nothing but their layer.
@@ -86,8 +89,10 @@ Json ModuleJson(const Group& g) {
   const PlannedModule& m = *g.first;
   Json::Array refused;
   for (const plan::Refusal& r : m.refused) {
+    std::vector<std::string> reasons;
+    for (const plan::Reason& reason : r.reasons) reasons.push_back(plan::Clause(reason));
     refused.push_back(
-        Json::Object{{"backend", Json(NameOf(r.backend))}, {"reasons", Strings(r.reasons)}});
+        Json::Object{{"backend", Json(NameOf(r.backend))}, {"reasons", Strings(reasons)}});
   }
   return Json::Object{{"name", Json(g.name)},
                       {"count", Json(g.count)},
@@ -136,9 +141,13 @@ void PrintHeader(const InspectOptions& o, const checkpoint::Checkpoint& checkpoi
     fmt::print("experts     {} of width {}, {} a token\n", c.n_experts, c.moe_intermediate,
                c.top_k);
   fmt::print("format      {}\n", NameOf(plan.source_format));
-  fmt::print("device      {}: {}, {} cores, {}, {:.1f} GB\n", plan.device.name, plan.device.model,
-             plan.device.cores, NameOf(plan.device.isa),
-             1e-9 * static_cast<double>(plan.device.memory_bytes));
+  const DeviceInfo& d = plan.device;
+  std::string device = fmt::format("{}: {}", d.name, d.model);
+  if (d.kind == DeviceKind::kCpu) device += fmt::format(", {}", NameOf(d.isa));
+  if (d.cores > 0) device += fmt::format(", {} cores", d.cores);
+  if (d.memory_bytes > 0)
+    device += fmt::format(", {:.0f} GB", 1e-9 * static_cast<double>(d.memory_bytes));
+  fmt::print("device      {}{}\n", device, d.present ? "" : "  (not this machine's)");
 }
 
 void PrintModules(const Plan& plan) {
@@ -155,9 +164,10 @@ void PrintModules(const Plan& plan) {
             : fmt::format("{}-{} ({})", g.first_layer, g.last_layer, g.count);
     std::string name = g.name;
     if (const size_t star = name.find(".*."); star != name.npos) name = name.substr(star + 3);
-    const std::string raised = m.effective == m.declared.scheme ? "" : "  (raised)";
+    std::string note = m.effective == m.declared.scheme ? "" : "  (raised)";
+    if (!m.kernel->built) note += "  (not in this build)";
     fmt::print("{:<9} {:<34} {:<6} {:<5} {}{}\n", layers, name, ShortName(m.declared.scheme),
-               NameOf(m.activation_precision()), m.kernel->id, raised);
+               NameOf(m.activation_precision()), m.kernel->id, note);
     const std::pair<std::string, std::string> said{std::string(ShortName(m.declared.scheme)),
                                                    m.declared.evidence};
     const bool known = std::any_of(evidence.begin(), evidence.end(),
@@ -168,17 +178,40 @@ void PrintModules(const Plan& plan) {
   for (const auto& [scheme, where] : evidence) fmt::print("why {:<7} {}\n", scheme, where);
 }
 
+/// A label, then text broken at spaces so that no line passes 100 columns.
+void PrintWrapped(std::string_view label, std::string_view text) {
+  constexpr size_t kLabel = 12, kWidth = 100 - kLabel;
+  while (true) {
+    size_t end = text.size();
+    if (end > kWidth) {
+      end = text.rfind(' ', kWidth);
+      if (end == text.npos || end == 0) end = std::min(text.find(' ', kWidth), text.size());
+    }
+    fmt::print("{:<{}}{}\n", label, kLabel, text.substr(0, end));
+    if (end == text.size()) return;
+    text.remove_prefix(end + 1);
+    label = "";
+  }
+}
+
+/// One line a backend: what it answered to the experts, or to the first module that it cannot run. --json has every module's.
 void PrintRefusals(const Plan& plan) {
-  std::vector<std::string> lines;
-  for (const PlannedModule& m : plan.modules) {
-    for (const plan::Refusal& r : m.refused) {
-      std::string line = fmt::format("{:<10} {} {}: {}", NameOf(r.backend), ShortName(m.effective),
-                                     NameOf(m.spec.kind), fmt::join(r.reasons, "; "));
-      if (std::find(lines.begin(), lines.end(), line) == lines.end())
-        lines.push_back(std::move(line));
+  std::vector<const PlannedModule*> order;
+  for (const PlannedModule& m : plan.modules) order.push_back(&m);
+  std::stable_partition(order.begin(), order.end(), [](const PlannedModule* m) {
+    return m->spec.kind == checkpoint::ModuleKind::kExperts;
+  });
+  std::vector<Backend> told;  // and those that run a part: what they cannot run shows in the table
+  for (const PlannedModule& m : plan.modules) told.push_back(m.kernel->backend);
+  for (const PlannedModule* m : order) {
+    for (const plan::Refusal& r : m->refused) {
+      if (std::find(told.begin(), told.end(), r.backend) != told.end()) continue;
+      told.push_back(r.backend);
+      std::vector<std::string> reasons;
+      for (const plan::Reason& reason : r.reasons) reasons.push_back(plan::Clause(reason));
+      PrintWrapped("refused", fmt::format("{}: {}", NameOf(r.backend), fmt::join(reasons, "; ")));
     }
   }
-  for (const std::string& line : lines) fmt::print("refused     {}\n", line);
 }
 
 void PrintAsText(const InspectOptions& o, const checkpoint::Checkpoint& checkpoint,
@@ -193,21 +226,23 @@ void PrintAsText(const InspectOptions& o, const checkpoint::Checkpoint& checkpoi
   }
   if (!unused.empty())
     fmt::print("not run     {} tensors of other parts, e.g. {}\n", unused.size(), unused.front());
-  for (const std::string& w : plan.warnings) fmt::print("warning     {}\n", w);
+  for (const std::string& w : plan.warnings) PrintWrapped("warning", w);
   fmt::print("memory      weights {} + kv {} ({} tokens) + workspace {}\n",
              Bytes(plan.memory.weights), Bytes(plan.memory.kv), plan.context,
              Bytes(plan.memory.workspace));
 }
 
 Result<void> Inspect(const InspectOptions& o) {
-  NIBBLE_TRY(const engine::EngineOptions options, o.model.Parse());
+  NIBBLE_TRY(engine::EngineOptions options, o.model.Parse());
   checkpoint::CheckpointOptions how;
   how.config_only = o.config_only;
   NIBBLE_TRY(const checkpoint::Checkpoint checkpoint,
              checkpoint::Checkpoint::Open(o.model.dir, how));
   NIBBLE_TRY(const CpuIsa isa, kernels::cpu::ChooseIsa(std::getenv("NIBBLE_ISA")));
-  NIBBLE_TRY(const Plan plan,
-             plan::MakePlan(checkpoint, kernels::cpu::DescribeCpu(isa), options.wishes));
+  options.wishes.tp_size = o.tp_size;
+  options.wishes.ep_size = o.ep_size;
+  NIBBLE_TRY(const DeviceInfo device, plan::FindDevice(o.device, kernels::cpu::DescribeCpu(isa)));
+  NIBBLE_TRY(const Plan plan, plan::MakePlan(checkpoint, device, options.wishes));
   std::vector<std::string> ignored, unused;
   if (!o.config_only) {
     NIBBLE_TRY(weights::ModelWeights checked, weights::CheckWeights(checkpoint, plan));
@@ -227,6 +262,12 @@ Result<void> Inspect(const InspectOptions& o) {
 Verb AddInspect(CLI::App& app) {
   auto o = std::make_shared<InspectOptions>();
   o->model.AddTo(app);
+  app.add_option("--device", o->device,
+                 "plan for this device, here or not: cpu, sm_90, sm_121, … (nibble devices)");
+  app.add_option("--tensor-parallel-size", o->tp_size, "ranks that share each expert")
+      ->check(CLI::Range(1, 1024));
+  app.add_option("--expert-parallel-size", o->ep_size, "ranks that share the experts")
+      ->check(CLI::Range(1, 1024));
   app.add_flag("--config-only", o->config_only,
                "read the JSON files alone: ask before downloading the weights");
   return [o] {

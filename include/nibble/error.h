@@ -6,6 +6,7 @@
 #include <string_view>
 #include <utility>
 #include <variant>
+#include <vector>
 
 namespace nibble {
 
@@ -29,12 +30,19 @@ std::string_view NameOf(ErrorCode code);
 /// unsupported, 6 out of memory, 7 device, 130 interrupted.
 int ExitCodeOf(ErrorCode code);
 
+/// One of several that could have served, and every reason why it does not.
+struct Candidate {
+  std::string name;
+  std::vector<std::string> reasons;
+};
+
 /// An error as a value: what was found and expected, where, and what to do about it.
 struct Error {
   ErrorCode code = ErrorCode::kInternal;
   std::string what;   // "tensor "…": shape [512,7], expected [512,8] (K=128, group 16)"
   std::string where;  // "model-00002.safetensors, byte 88412160"; may be empty
   std::string hint;   // "the shard looks truncated; download it again"; may be empty
+  std::vector<Candidate> candidates = {};  // of a choice in which nothing fitted; for programs
 
   /// One line: where, what, hint.
   std::string Message() const;

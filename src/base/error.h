@@ -9,7 +9,7 @@ namespace nibble {
 /// Makes an Error with a formatted `what`: Err(kCorruptFile, "shape {}", s).
 template <class... Args>
 Error Err(ErrorCode code, fmt::format_string<Args...> format, Args&&... args) {
-  return Error{code, fmt::format(format, std::forward<Args>(args)...), {}, {}};
+  return Error{code, fmt::format(format, std::forward<Args>(args)...), {}, {}, {}};
 }
 
 /// Ends the process: for our own bugs only, never for input. A corrupted engine must not go on.

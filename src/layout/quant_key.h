@@ -79,6 +79,15 @@ inline constexpr QuantScheme kBf16Scheme = {};
 inline constexpr QuantScheme kW4A16 = {kNvfp4Static, std::nullopt};
 inline constexpr QuantScheme kW4A4 = {kNvfp4Static, kNvfp4Dynamic};
 
+/// FP8 as its producers pair it: one scale a tensor, a row or a 128x128 block, over activations that are left
+/// alone, quantized under a calibrated scale, or under a scale of their own a token or 128 values.
+inline constexpr QuantScheme kFp8Schemes[] = {
+    {kFp8StaticTensor, kFp8StaticTensor},  {kFp8StaticTensor, kFp8DynamicToken},
+    {kFp8StaticTensor, std::nullopt},      {kFp8StaticChannel, kFp8DynamicToken},
+    {kFp8StaticChannel, kFp8StaticTensor}, {kFp8StaticChannel, std::nullopt},
+    {kFp8StaticBlock128, kFp8Dynamic128},  {kFp8StaticBlock128, std::nullopt},
+};
+
 /// The short word people use: "W4A16", "W4A4", "W8A8", "W8A16", "BF16".
 std::string_view ShortName(const QuantScheme& scheme);
 

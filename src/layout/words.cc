@@ -54,6 +54,14 @@ std::string_view NameOf(Activation activation) {
       return "swigluoai_uninterleave";
     case Activation::kRelu2NoMul:
       return "relu2_no_mul";
+    case Activation::kGelu:
+      return "gelu";
+    case Activation::kGeluTanh:
+      return "gelu_tanh";
+    case Activation::kSwigluStep:
+      return "swiglustep";
+    case Activation::kSitu:
+      return "situ";
   }
   return "?";
 }

@@ -24,6 +24,11 @@ enum class Activation : uint8_t {
   kSwigluOai,              // rows interleaved; clamp, alpha, +beta
   kSwigluOaiUninterleave,  // the same, halves one after the other
   kRelu2NoMul,             // relu(x)^2, no gate
+  // Known by name, run by no kernel:
+  kGelu,
+  kGeluTanh,
+  kSwigluStep,
+  kSitu,
 };
 
 std::string_view NameOf(SourceFormat format);            // "none", "modelopt", "compressed_tensors"

@@ -41,15 +41,30 @@ std::optional<Backend> ForcedFor(const Wishes& wishes, const Need& need) {
   return {};
 }
 
-uint64_t PackedWeightBytes(const PlannedModule& m) {
-  if (m.kernel->backend != Backend::kCpu || m.kernel->operation == Operation::kGlue) return 0;
-  const TileFormat format = m.effective.weight ? TileFormat::kNvfp4 : TileFormat::kBf16;
+/// Bytes of a [n,k] weight as the module's kernel holds it. REFERENCE reads the file's own pages.
+uint64_t MatrixBytes(const PlannedModule& m, int64_t n, int64_t k) {
+  if (m.kernel->backend == Backend::kReference) return 0;
+  const bool nvfp4 = m.effective.weight && m.effective.weight->dtype == ScalarType::kU8;
+  if (m.kernel->backend == Backend::kCpu) {
+    return static_cast<uint64_t>(PackedBytes(nvfp4 ? TileFormat::kNvfp4 : TileFormat::kBf16, n, k));
+  }
+  const uint64_t elements = static_cast<uint64_t>(n) * static_cast<uint64_t>(k);
+  if (nvfp4) return elements * 9 / 16;
+  return m.effective.weight ? elements : 2 * elements;
+}
+
+uint64_t PreparedWeightBytes(const PlannedModule& m) {
   const ModuleSpec& s = m.spec;
-  if (m.kernel->operation == Operation::kLinear)
-    return static_cast<uint64_t>(PackedBytes(format, s.n, s.k));
-  return static_cast<uint64_t>(s.experts) *
-         static_cast<uint64_t>(2 * PackedBytes(format, s.moe_intermediate, s.k) +
-                               PackedBytes(format, s.n, s.moe_intermediate));
+  switch (m.kernel->operation) {
+    case Operation::kLinear:
+      return MatrixBytes(m, s.n, s.k);
+    case Operation::kExperts:
+      return static_cast<uint64_t>(s.experts) * (2 * MatrixBytes(m, s.moe_intermediate, s.k) +
+                                                 MatrixBytes(m, s.n, s.moe_intermediate));
+    case Operation::kGlue:
+      break;
+  }
+  return 0;
 }
 
 /// Activations of one batch: the residual and its two temporaries, q|k|v, the dense MLP's halves, the experts' intermediates, logits.
@@ -63,14 +78,32 @@ uint64_t WorkspaceBytes(const checkpoint::ModelConfig& c) {
                  c.vocab);
 }
 
+Need NeedOf(const ModuleSpec& spec, const QuantScheme& scheme, const checkpoint::ModelConfig& model,
+            const Wishes& wishes) {
+  Need need;
+  need.operation = OperationOf(spec.kind);
+  need.scheme = scheme;
+  need.bias = spec.has_bias;
+  if (need.operation == Operation::kGlue) return need;
+  need.input = spec.k;
+  need.tp_size = wishes.tp_size;
+  if (need.operation == Operation::kExperts) {
+    need.intermediate = spec.moe_intermediate;
+    need.top_k = model.top_k;
+    need.ep_size = wishes.ep_size;
+  }
+  return need;
+}
+
 Result<PlannedModule> PlanModule(const ModuleSpec& spec, scheme::ModuleScheme declared,
-                                 const DeviceInfo& device, const Wishes& wishes) {
+                                 const checkpoint::ModelConfig& model, const DeviceInfo& device,
+                                 const Wishes& wishes) {
   PlannedModule m;
   m.spec = spec;
   m.declared = std::move(declared);
   m.effective = m.declared.scheme;
   if (wishes.bf16_activations && m.effective.weight == kNvfp4Static) m.effective.activation.reset();
-  Need need{OperationOf(spec.kind), m.effective, Activation::kSilu, spec.has_bias};
+  const Need need = NeedOf(spec, m.effective, model, wishes);
   if (need.operation == Operation::kGlue && need.scheme != kBf16Scheme) {
     return Err(ErrorCode::kUnsupported,
                "{} \"{}\" is declared {}, but only 16 bits are computed there", NameOf(spec.kind),
@@ -119,11 +152,16 @@ Result<Plan> MakePlan(const checkpoint::Checkpoint& checkpoint, const DeviceInfo
         {"lm_head", ModuleKind::kLmHead, -1, plan.model.vocab, plan.model.hidden, 0, 0, false});
     schemes.push_back({kBf16Scheme, SourceFormat::kNone, "config.json: tie_word_embeddings"});
   }
-  for (size_t i = 0; i < specs.size(); ++i) {
-    NIBBLE_TRY(PlannedModule module, PlanModule(specs[i], std::move(schemes[i]), device, wishes));
-    plan.memory.weights += PackedWeightBytes(module);
-    if (module.kernel->operation == Operation::kGlue) plan.glue = module.kernel->backend;
-    plan.modules.push_back(std::move(module));
+  // Experts are planned first: where several modules fit nowhere, their refusal is the one that matters.
+  plan.modules.resize(specs.size());
+  for (const Operation operation : {Operation::kExperts, Operation::kLinear, Operation::kGlue}) {
+    for (size_t i = 0; i < specs.size(); ++i) {
+      if (OperationOf(specs[i].kind) != operation) continue;
+      NIBBLE_TRY(plan.modules[i],
+                 PlanModule(specs[i], std::move(schemes[i]), plan.model, device, wishes));
+      plan.memory.weights += PreparedWeightBytes(plan.modules[i]);
+      if (operation == Operation::kGlue) plan.glue = plan.modules[i].kernel->backend;
+    }
   }
   if (wishes.bf16_activations) {
     plan.warnings.push_back(

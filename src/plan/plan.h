@@ -18,7 +18,7 @@ struct PlannedModule {
   scheme::ModuleScheme declared;  // what the checkpoint's label says, and where
   QuantScheme effective;          // what runs: the same, or raised by --activation-precision bf16
   const kernels::CatalogueRow* kernel = nullptr;
-  std::vector<Refusal> refused;
+  std::vector<Refusal> refused;  // the backends that cannot run it
 
   ActivationPrecision activation_precision() const;
 };

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cctype>
 #include <string>
 #include <vector>
@@ -29,6 +30,16 @@ constexpr Alias kAliases[] = {
     {"flashinfer_trtllm", Backend::kCutlass},
     {"flashinfer_cutedsl", Backend::kCutlass},
 };
+
+/// What a backend can be forced for by name.
+struct Slot {
+  std::string_view name;
+  std::optional<Backend> Wishes::*member;
+};
+constexpr Slot kSlots[] = {{"nvfp4", &Wishes::nvfp4},
+                           {"fp8", &Wishes::fp8},
+                           {"bf16", &Wishes::bf16},
+                           {"draft", &Wishes::draft}};
 
 std::string Fold(std::string_view text) {
   std::string out(text);
@@ -63,17 +74,15 @@ Result<void> ParseMoeBackend(std::string_view text, Wishes* wishes) {
     }
     const std::string scheme = Fold(item.substr(0, equals));
     NIBBLE_TRY(const std::optional<Backend> backend, ParseBackend(item.substr(equals + 1)));
-    if (scheme == "nvfp4")
-      wishes->nvfp4 = backend;
-    else if (scheme == "fp8")
-      wishes->fp8 = backend;
-    else if (scheme == "bf16")
-      wishes->bf16 = backend;
-    else {
-      return Err(ErrorCode::kInvalidArgument,
-                 "moe_backend scheme '{}' is not known. Expected one of ['nvfp4', 'fp8', 'bf16']",
-                 scheme.substr(0, 64));
+    const auto slot = std::find_if(std::begin(kSlots), std::end(kSlots),
+                                   [&](const Slot& s) { return s.name == scheme; });
+    if (slot == std::end(kSlots)) {
+      return Err(
+          ErrorCode::kInvalidArgument,
+          "moe_backend scheme '{}' is not known. Expected one of ['nvfp4', 'fp8', 'bf16', 'draft']",
+          scheme.substr(0, 64));
     }
+    wishes->*slot->member = backend;
   }
   return {};
 }

@@ -11,19 +11,22 @@ namespace nibble::plan {
 
 /// What a person asked of the plan beyond the checkpoint's own label.
 struct Wishes {
-  std::optional<Backend> any;  // --moe-backend NAME
-  std::optional<Backend> nvfp4, fp8,
-      bf16;  // --moe-backend nvfp4=NAME,…: before `any` for their scheme
-  bool bf16_activations =
-      false;            // --activation-precision bf16: raise W4A4 to W4A16; never the other way
-  int64_t context = 0;  // tokens of KV cache; 0: the model's own, up to 32768
+  // --moe-backend NAME, and nvfp4=NAME,…, which goes before `any` for its scheme.
+  std::optional<Backend> any;
+  std::optional<Backend> nvfp4, fp8, bf16, draft;
+  // --activation-precision bf16: raise W4A4 to W4A16; never the other way.
+  bool bf16_activations = false;
+  // Tokens of KV cache; 0: the model's own, up to 32768.
+  int64_t context = 0;
+  // Ranks to plan for.
+  int tp_size = 1, ep_size = 1;
 };
 
 /// The backend that a name means: ours or an upstream alias, case and '-' '_' folded ("auto": nothing).
 /// errors  kInvalidArgument: `moe_backend='x' is not supported … Expected one of [...]`
 Result<std::optional<Backend>> ParseBackend(std::string_view name);
 
-/// Reads "NAME" or "nvfp4=NAME,fp8=NAME,bf16=NAME" into the wishes.
+/// Reads "NAME" or "nvfp4=NAME,fp8=NAME,bf16=NAME,draft=NAME" into the wishes.
 Result<void> ParseMoeBackend(std::string_view text, Wishes* wishes);
 
 /// Reads "auto" or "bf16" into the wishes. Anything lower than the label is refused: there is no flag for it.

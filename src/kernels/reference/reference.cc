@@ -78,8 +78,13 @@ double Activate(const PreparedExperts& e, double gate, double up) {
       return gate * Sigmoid(alpha * gate) * (up + beta);
     case Activation::kRelu2NoMul:
       return up > 0 ? up * up : 0;
+    case Activation::kGelu:
+    case Activation::kGeluTanh:
+    case Activation::kSwigluStep:
+    case Activation::kSitu:
+      break;
   }
-  return 0;
+  NIBBLE_CHECK(false, "an activation that no plan lets through");
 }
 
 struct Route {
