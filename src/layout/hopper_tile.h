@@ -90,11 +90,16 @@ constexpr uint8_t HopperScale(uint8_t e4m3) {
   return 8 << 3;
 }
 
-/// Four codes as one 16-bit word of a tile.
-constexpr uint16_t HopperWord(unsigned c0, unsigned c1, unsigned c2, unsigned c3) {
-  return static_cast<uint16_t>((c0 >> 3) << 15 | (c0 & 7) << 6 | (c1 >> 3) << 12 | (c1 & 7) << 3 |
-                               (c2 >> 3) << 9 | (c2 & 7) | (c3 >> 3) << 13 | (c3 >> 1 & 3) << 10 |
-                               (c3 & 1) << 14);
+/// Two 16-bit words of a tile, k = 4j and k = 4j + 1 (in the high half), from the codes k 4j .. 4j+3
+/// of rows g and g + 8, low nibble first.
+constexpr uint32_t HopperWords(uint32_t low, uint32_t high) {
+  // Every half now holds c0 (or c1) in bits 3..0 and c2 (or c3) in bits 11..8.
+  const uint32_t a = (low & 0x0F0Fu) | (low & 0xF0F0u) << 12;
+  const uint32_t b = (high & 0x0F0Fu) | (high & 0xF0F0u) << 12;
+  return (a & 0x00080008u) << 12 | (a & 0x00070007u) << 6 |  // c0
+         (b & 0x00080008u) << 9 | (b & 0x00070007u) << 3 |   // c1
+         (a & 0x08000800u) >> 2 | (a & 0x07000700u) >> 8 |   // c2
+         (b & 0x08000800u) << 2 | (b & 0x06000600u) << 1 | (b & 0x01000100u) << 6;
 }
 
 /// One lane's share of a tile.
@@ -110,12 +115,8 @@ constexpr HopperLane PackHopperLane(uint64_t low, uint64_t high, uint8_t low_sca
   if ((high_scale & 0x7F) == 0) high = 0;
   HopperLane lane{};
   for (int j = 0; j < 4; ++j) {
-    for (int q = 0; q < 2; ++q) {
-      const int k = 4 * (4 * j + q);  // in bits
-      const uint32_t word =
-          HopperWord(low >> k & 15, high >> k & 15, low >> (k + 8) & 15, high >> (k + 8) & 15);
-      lane.words[j] |= word << (16 * q);
-    }
+    lane.words[j] = HopperWords(static_cast<uint32_t>(low >> (16 * j)) & 0xFFFFu,
+                                static_cast<uint32_t>(high >> (16 * j)) & 0xFFFFu);
   }
   lane.scales = static_cast<uint16_t>(HopperScale(low_scale) | HopperScale(high_scale) << 8);
   return lane;

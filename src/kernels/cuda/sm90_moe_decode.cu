@@ -50,8 +50,7 @@ __device__ __forceinline__ void FinishTask(const Args& a, Smem& s, const Place& 
       sum[r][0] += v.x, sum[r][1] += v.y, sum[r][2] += v.z, sum[r][3] += v.w;
     }
   }
-  __syncwarp();
-  if (p.lane == 0) BarrierArrive(SharedAddress(&s.partial_empty[p.group][buffer]));
+  BarrierArrive(SharedAddress(&s.partial_empty[p.group][buffer]));
   const float gate_scale = global.x * kHopperWeightScale, up_scale = global.y * kHopperWeightScale;
 #pragma unroll
   for (int c = 0; c < 2; ++c) {
@@ -146,8 +145,7 @@ __device__ __forceinline__ void Gemm1(const Args& a, Smem& s, const Place& p, co
         s.partial[p.group][buffer][p.k_part][r][p.lane] =
             make_float4(acc[r][0], acc[r][1], acc[r][2], acc[r][3]);
       }
-      __syncwarp();
-      if (p.lane == 0) BarrierArrive(SharedAddress(&s.partial_full[p.group][buffer]));
+      BarrierArrive(SharedAddress(&s.partial_full[p.group][buffer]));
       task += kGroups;
       if (task >= a.tasks) task -= a.tasks, ++item;
     }
@@ -304,8 +302,8 @@ __global__ void __launch_bounds__(kThreads, 1) MoeDecode(const __grid_constant__
     for (int i = 0; i < kSlots; ++i) BarrierInit(SharedAddress(&s.full[p.warp][i]), 1);
     if (p.k_part == 0) {
       for (int i = 0; i < kPartialBuffers; ++i) {
-        BarrierInit(SharedAddress(&s.partial_full[p.group][i]), kGroupWarps);
-        BarrierInit(SharedAddress(&s.partial_empty[p.group][i]), 1);
+        BarrierInit(SharedAddress(&s.partial_full[p.group][i]), kGroupWarps * 32);
+        BarrierInit(SharedAddress(&s.partial_empty[p.group][i]), 32);
       }
     }
     if (p.warp == 0) s.warps_past_polls = 0;
