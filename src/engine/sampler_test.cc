@@ -104,7 +104,7 @@ TEST(Sampler, DrawsFromTheDistributionThatItsParametersLeave) {
          p.top_p = 0.6;
        },
        {{1, 1}}},
-      {"min_p 0.5", [](SamplingParameters& p) { p.min_p = 0.5; }, {{1, 2. / 3}, {0, 1. / 3}}},
+      {"min_p 0.49", [](SamplingParameters& p) { p.min_p = 0.49; }, {{1, 2. / 3}, {0, 1. / 3}}},
       {"temperature 0.5 squares",
        [](SamplingParameters& p) { p.temperature = 0.5; },
        {{1, 64. / 86}, {0, 16. / 86}, {3, 4. / 86}, {2, 1. / 86}, {4, 1. / 86}}},
