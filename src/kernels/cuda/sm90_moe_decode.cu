@@ -363,6 +363,7 @@ template <class C>
 Result<void> Launch(Args args, cudaStream_t stream) {
   NIBBLE_TRY(const int blocks, MultiprocessorCount());
   args.by_grid = Divisor(blocks);
+  args.by_weight = 1.0f / static_cast<float>(2 * blocks + std::max(blocks - args.row_blocks, 0));
   NIBBLE_CUDA_TRY(cudaFuncSetAttribute(MoeDecode<C>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                        sizeof(Smem)));
   cudaLaunchAttribute cooperative{};

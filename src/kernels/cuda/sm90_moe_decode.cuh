@@ -19,6 +19,7 @@ inline constexpr int kSlots = 2;       // of a warp's ring
 inline constexpr int kSlotBytes = 8 * kHopperTileBytes;
 inline constexpr int kPartialBuffers = 4;
 inline constexpr int kItemRoutes = 8;  // the n of the mma
+inline constexpr int kEvenTasks = 13;  // a block; from there on the shares are uneven
 inline constexpr int kMaxRoutes = 1024;
 inline constexpr int kMaxExperts = 1024;
 inline constexpr int kOutFloats = 16384;
@@ -52,6 +53,7 @@ struct Args {
   int steps1, steps2;  // of 64 k, in GEMM1 and GEMM2
   int tasks;           // GEMM1 tasks an item
   Divisor by_top_k, by_tasks, by_grid;
+  float by_weight;           // 1 / the weight of all blocks: 2 each, 3 without rows of w2
   int row_blocks;            // of w2
   uint32_t tiles13, tiles2;  // 576-byte tiles an expert
 };
@@ -281,14 +283,26 @@ struct Work {
   int blocks2;        // w2 row blocks of this CTA
 };
 
+/// Where a block's share of `all` GEMM1 tasks begins. Blocks without rows of w2 have no GEMM2 and take
+/// half as much again of GEMM1, unless there are so few tasks that one more would be a longer delay.
+__device__ __forceinline__ int FirstTask(const Args& a, int all, int block) {
+  const int grid = gridDim.x;
+  if (all < kEvenTasks * grid) {
+    const int share = all / a.by_grid, rest = all - share * grid;  // the first `rest` take one more
+    return block * share + min(block, rest);
+  }
+  if (block == grid) return all;
+  const int weight = 2 * block + max(block - a.row_blocks, 0);
+  return static_cast<int>(static_cast<float>(all) * static_cast<float>(weight) * a.by_weight);
+}
+
 template <class C>
 __device__ __forceinline__ Work Divide(const Args& a, const Place& p, int items, int first_listed) {
   Work w;
   w.items = items;
   w.first_listed = first_listed;
-  const int grid = gridDim.x, cta = blockIdx.x, all = items * a.tasks;
-  const int share = all / a.by_grid, rest = all - share * grid;  // the first `rest` take one more
-  const int begin = cta * share + min(cta, rest), end = begin + share + (cta < rest);
+  const int all = items * a.tasks;
+  const int begin = FirstTask(a, all, blockIdx.x), end = FirstTask(a, all, blockIdx.x + 1);
   w.first_task = begin + p.group;
   w.first_task_item = w.first_task / a.by_tasks;
   w.tasks1 = (end - begin - p.group + 1) / 2;
@@ -311,7 +325,7 @@ __device__ __forceinline__ Work Divide(const Args& a, const Place& p, int items,
   w.units2 = w.split_k ? (w.half ? units / 2 : units - units / 2) : units;
   w.items2 = (max(items - w.first_item, 0) + w.item_stride - 1) >> (w.split_k ? 3 : 4);
   w.blocks2 = 0;
-  for (int block = cta; block < a.row_blocks; block += grid) ++w.blocks2;
+  for (int block = blockIdx.x; block < a.row_blocks; block += gridDim.x) ++w.blocks2;
   return w;
 }
 
