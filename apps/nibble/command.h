@@ -56,6 +56,7 @@ bool Interrupted();
 
 Verb AddRun(CLI::App& app);
 Verb AddInspect(CLI::App& app);
+Verb AddVerify(CLI::App& app);
 Verb AddDevices(CLI::App& app);
 Verb AddTokenize(CLI::App& app);
 Verb AddDetokenize(CLI::App& app);

@@ -55,6 +55,8 @@ int Main(int argc, char** argv) {
   };
   add("run", "generate text from a prompt", AddRun);
   add("inspect", "show what is in a checkpoint, and what would run each part of it", AddInspect);
+  add("verify", "prove, from the outputs of its kernels, which precision a checkpoint runs in",
+      AddVerify);
   add("devices", "list the devices here, and those that a plan can be made for", AddDevices);
   add("eval", "measure a model's perplexity on tokens", AddEval);
   add("tokenize", "turn text into token ids", AddTokenize);

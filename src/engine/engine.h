@@ -64,7 +64,9 @@ class Engine {
                                               const weights::Progress& progress = {});
 
   const plan::Plan& plan() const { return plan_; }
+  const checkpoint::Checkpoint& checkpoint() const { return checkpoint_; }
   const weights::ModelWeights& weights() const { return weights_; }
+  ThreadPool& pool() { return *pool_; }
   /// Null when the checkpoint has none, or this build cannot read it; the reason is then tokenizer_error().
   const text::Tokenizer* tokenizer() const { return tokenizer_ ? &*tokenizer_ : nullptr; }
   const Error& tokenizer_error() const { return tokenizer_error_; }

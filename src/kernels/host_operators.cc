@@ -301,6 +301,16 @@ void HostOperators::Experts(const PreparedExperts& experts, Matrix x, const Rout
   }
 }
 
+void HostOperators::WriteMatrix(std::span<const float> from, Matrix to) {
+  std::copy(from.begin(), from.end(), Floats(to));
+}
+
+void HostOperators::WriteRouting(std::span<const int32_t> experts, std::span<const float> weights,
+                                 const Routing& to) {
+  std::copy(experts.begin(), experts.end(), to.experts);
+  std::copy(weights.begin(), weights.end(), to.weights);
+}
+
 void HostOperators::ReadRow(Matrix x, int64_t row, std::span<float> out) {
   std::copy_n(Floats(x) + row * x.cols, out.size(), out.begin());
 }

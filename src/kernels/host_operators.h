@@ -48,6 +48,9 @@ class HostOperators : public Operators {
                  Matrix rope_table, Matrix qkv, Matrix out) override;
   void Route(const CanonicalBf16& router, Matrix x, bool renormalize, Routing routing) override;
   void Experts(const PreparedExperts& experts, Matrix x, const Routing& routing, Matrix y) override;
+  void WriteMatrix(std::span<const float> from, Matrix to) override;
+  void WriteRouting(std::span<const int32_t> experts, std::span<const float> weights,
+                    const Routing& to) override;
   void ReadRow(Matrix x, int64_t row, std::span<float> out) override;
   void CopyRow(Matrix x, int64_t from, Matrix y, int64_t to) override;
   Result<void> Finish() override;

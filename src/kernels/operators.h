@@ -101,6 +101,10 @@ class Operators {
   virtual void Experts(const PreparedExperts& experts, Matrix x, const Routing& routing,
                        Matrix y) = 0;
 
+  /// Host floats [rows, cols] into a block; host ids and weights [rows, top_k] into a routing.
+  virtual void WriteMatrix(std::span<const float> from, Matrix to) = 0;
+  virtual void WriteRouting(std::span<const int32_t> experts, std::span<const float> weights,
+                            const Routing& to) = 0;
   /// Copies one row to host floats.
   virtual void ReadRow(Matrix x, int64_t row, std::span<float> out) = 0;
   /// Row `from` of x becomes row `to` of y.

@@ -1,0 +1,48 @@
+#pragma once
+
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "checkpoint/checkpoint.h"
+#include "kernels/operators.h"
+#include "plan/plan.h"
+#include "weights/model_weights.h"
+
+namespace nibble::engine {
+
+/// A precision that activations may have had when they were multiplied.
+enum class Measured : uint8_t { kBf16, kFp8, kInt8, kFp4 };
+std::string_view NameOf(Measured precision);  // "bf16", "fp8", "int8", "fp4"
+
+/// What one layer's expert kernel was seen to do.
+struct LayerProof {
+  int layer = 0;
+  std::string_view module, kernel;
+  ActivationPrecision declared = ActivationPrecision::kBf16;
+  Measured measured = Measured::kBf16;
+  double distance =
+      0;  // relative L2 of the kernel's output to the measured precision's expected output
+  double margin = 0;  // distance to the next precision's expected output / distance to its own
+  bool agrees() const;
+};
+
+/// Proves the plan by its results: runs every layer's expert kernel, through the operators and the very weights that a forward pass
+/// uses, on activations that each precision spoils in its own way, and finds out from the output which one ran.
+///
+/// The probe, by blocks of 16: a and fifteen of 0.03a (FP4 flushes the small ones); a and fifteen of 0.003a (int8 with a scale a 32
+/// flushes them, and so does FP4); sixteen of 1.0625a (e4m3 rounds them by 6 %). a is half the layer's calibrated amax, or 1.
+/// Expected outputs are REFERENCE's, in double, from the checkpoint's own tensors, with the inputs of both multiplications held in
+/// bf16, in e4m3 with one scale a row, in int8 with one scale a 32, or in NVFP4 under the layer's activation scales (without any: what
+/// calibration on the probe would give).
+///
+/// `weights` is what `operators` run; it was made by `plan` from `checkpoint`.
+/// errors  those of reading the checkpoint; kOutOfMemory
+/// cost    16 experts a layer at most are probed, each in double
+Result<std::vector<LayerProof>> VerifyExperts(
+    const checkpoint::Checkpoint& checkpoint, const plan::Plan& plan,
+    const weights::ModelWeights& weights, kernels::Operators& operators, ThreadPool& pool,
+    const std::function<void(int done, int total)>& progress = {});
+
+}  // namespace nibble::engine
