@@ -12,7 +12,7 @@
 
 namespace nibble::engine {
 
-/// A precision that activations may have had when they were multiplied.
+/// A precision that activations may have had when they were multiplied, from the highest down.
 enum class Measured : uint8_t { kBf16, kFp8, kInt8, kFp4 };
 std::string_view NameOf(Measured precision);  // "bf16", "fp8", "int8", "fp4"
 
@@ -21,7 +21,8 @@ struct LayerProof {
   int layer = 0;
   std::string_view module, kernel;
   ActivationPrecision declared = ActivationPrecision::kBf16;
-  Measured measured = Measured::kBf16;
+  Measured measured = Measured::kBf16;  // the lower of the two multiplications'
+  Measured first = Measured::kBf16, second = Measured::kBf16;
   double distance =
       0;  // relative L2 of the kernel's output to the measured precision's expected output
   double margin = 0;  // distance to the next precision's expected output / distance to its own
@@ -33,9 +34,9 @@ struct LayerProof {
 ///
 /// The probe, by blocks of 16: a and fifteen of 0.03a (FP4 flushes the small ones); a and fifteen of 0.003a (int8 with a scale a 32
 /// flushes them, and so does FP4); sixteen of 1.0625a (e4m3 rounds them by 6 %). a is half the layer's calibrated amax, or 1.
-/// Expected outputs are REFERENCE's, in double, from the checkpoint's own tensors, with the inputs of both multiplications held in
-/// bf16, in e4m3 with one scale a row, in int8 with one scale a 32, or in NVFP4 under the layer's activation scales (without any: what
-/// calibration on the probe would give).
+/// Expected outputs are REFERENCE's, in double, from the checkpoint's own tensors, for all 16 ways to give the inputs of the two
+/// multiplications one of: bf16, e4m3 with one scale a row, int8 with one scale a 32, NVFP4 under the layer's activation scales
+/// (without any: those that calibration on the probe would give). A shortcut in one multiplication alone is thus found too.
 ///
 /// `weights` is what `operators` run; it was made by `plan` from `checkpoint`.
 /// errors  those of reading the checkpoint; kOutOfMemory

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/log.h"
+#include "kernels/experts_check.h"
 #include "plan/moe_quant_config.h"
 #include "scheme/canonical.h"
 #include "weights/cpu_pack.h"
@@ -176,11 +177,7 @@ Result<PreparedExperts> Loader::ReadExperts(const PlannedModule& module) {
     if (!quant) return std::move(quant).error().At(spec.name);
     out.quant = *std::move(quant);
   }
-  if (out.quant.activation_precision() != module.activation_precision()) {
-    return Err(ErrorCode::kInternal, "{}: the plan says {} activations, the quantization config {}",
-               spec.name, NameOf(module.activation_precision()),
-               NameOf(out.quant.activation_precision()));
-  }
+  NIBBLE_CHECK_OK(kernels::CheckExperts(out));
   Log(LogLevel::kDebug,
       "experts layer={} backend={} kernel={} activation_precision={} source_format={}", out.layer,
       NameOf(out.backend), out.kernel, NameOf(out.quant.activation_precision()),

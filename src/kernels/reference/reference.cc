@@ -92,11 +92,12 @@ struct Route {
   int rank = 0;
 };
 
-void OfferRows(const Context& context, int expert, int projection, std::vector<double>& rows,
-               int64_t width) {
+void OfferRows(const Context& context, int expert, int projection, const std::vector<Route>& routes,
+               std::vector<double>& rows, int64_t width) {
   if (!context.on_expert_input) return;
-  for (size_t at = 0; at < rows.size(); at += width) {
-    context.on_expert_input(expert, projection, std::span(rows).subspan(at, width));
+  for (size_t t = 0; t < routes.size(); ++t) {
+    context.on_expert_input(expert, projection, routes[t].token,
+                            std::span(rows).subspan(t * width, width));
   }
 }
 
@@ -129,7 +130,7 @@ void RunExpert(const Context& context, const PreparedExperts& e, int expert,
                     in.data() + t * e.hidden, e.hidden);
       }
     }
-    OfferRows(context, expert, projection, in, e.hidden);
+    OfferRows(context, expert, projection, routes, in, e.hidden);
     std::vector<double> result(tokens * e.intermediate);
     Multiply(w, q.g1_alphas[expert * q.w13_shards + shard], in, tokens, 0, e.intermediate,
              [&](int64_t t, int64_t n, double v) { result[t * e.intermediate + n] = v; });
@@ -150,7 +151,7 @@ void RunExpert(const Context& context, const PreparedExperts& e, int expert,
                   h.data() + t * e.intermediate, e.intermediate);
     }
   }
-  OfferRows(context, expert, 2, h, e.intermediate);
+  OfferRows(context, expert, 2, routes, h, e.intermediate);
   Multiply(weight(e.down[expert]), q.g2_alphas[expert], h, tokens, 0, e.hidden,
            [&](int64_t t, int64_t n, double v) {
              out[(routes[t].token * top_k + routes[t].rank) * e.hidden + n] = v;

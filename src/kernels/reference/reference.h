@@ -30,7 +30,8 @@ struct Context {
   std::function<void(const BlockEvent&)> on_block;
   /// Sees, and may replace, each row that an expert multiplies (projection as above), after any quantization: how other precisions'
   /// answers are made, to tell which one a kernel gave.
-  std::function<void(int expert, int projection, std::span<double> row)> on_expert_input;
+  std::function<void(int expert, int projection, int64_t token, std::span<double> row)>
+      on_expert_input;
 };
 
 /// y[t, n] = sum_k x[t, k] W[n, k] for one shard; with `input_scale`, x is first quantized to NVFP4 under it, block by block.

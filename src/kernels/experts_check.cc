@@ -1,0 +1,79 @@
+#include "kernels/experts_check.h"
+
+#include <algorithm>
+
+#include "kernels/catalogue.h"
+
+namespace nibble::kernels {
+namespace {
+
+const CatalogueRow* FindRow(std::string_view id) {
+  for (const CatalogueRow& row : Catalogue()) {
+    if (row.id == id) return &row;
+  }
+  return nullptr;
+}
+
+bool HoldsNvfp4(const PreparedWeight& w) {
+  if (const auto* packed = std::get_if<PackedMatrix>(&w))
+    return packed->format == TileFormat::kNvfp4;
+  return std::holds_alternative<CanonicalNvfp4>(std::get<CanonicalWeight>(w));
+}
+
+Result<void> CheckScheme(const PreparedExperts& e, const CatalogueRow& row) {
+  const MoeQuantConfig& q = e.quant;
+  if (row.backend != e.backend || row.operation != Operation::kExperts) {
+    return Err(ErrorCode::kInternal, "{}: kernel {} is not an expert kernel of backend {}", e.name,
+               e.kernel, NameOf(e.backend));
+  }
+  if (std::find(row.schemes.begin(), row.schemes.end(), q.scheme) == row.schemes.end()) {
+    return Err(ErrorCode::kInternal, "{}: kernel {} does not run {} from a {} checkpoint", e.name,
+               e.kernel, PairName(q.scheme), NameOf(q.source_format));
+  }
+  const bool fp4 = q.scheme.activation && q.scheme.activation->dtype == ScalarType::kU8;
+  if (fp4 != q.a1_gscale.has_value() || fp4 != q.a2_gscale.has_value()) {
+    return Err(ErrorCode::kInternal,
+               "{}: activation_precision {} with source_format {}, which declares {}", e.name,
+               NameOf(q.activation_precision()), NameOf(q.source_format), ShortName(q.scheme));
+  }
+  if (q.scheme.weight.has_value() == (q.source_format == SourceFormat::kNone)) {
+    return Err(ErrorCode::kInternal, "{}: scheme {} with source_format {}", e.name,
+               ShortName(q.scheme), NameOf(q.source_format));
+  }
+  return {};
+}
+
+Result<void> CheckCounts(const PreparedExperts& e) {
+  const MoeQuantConfig& q = e.quant;
+  const size_t n = static_cast<size_t>(e.n_experts), shards = static_cast<size_t>(q.w13_shards);
+  const bool gated = e.activation != Activation::kRelu2NoMul;
+  const bool counts = shards == (gated ? 2u : 1u) && q.g1_alphas.size() == n * shards &&
+                      q.g2_alphas.size() == n &&
+                      (!q.a1_gscale || q.a1_gscale->size() == n * shards) &&
+                      (!q.a2_gscale || q.a2_gscale->size() == n) &&
+                      e.gate.size() == (gated ? n : 0u) && e.up.size() == n && e.down.size() == n;
+  if (counts) return {};
+  return Err(ErrorCode::kInternal, "{}: weights and scales do not count {} experts", e.name, n);
+}
+
+}  // namespace
+
+Result<void> CheckExperts(const PreparedExperts& e) {
+  const CatalogueRow* row = FindRow(e.kernel);
+  if (row == nullptr)
+    return Err(ErrorCode::kInternal, "{}: kernel {} is not in the catalogue", e.name, e.kernel);
+  NIBBLE_CHECK_OK(CheckScheme(e, *row));
+  NIBBLE_CHECK_OK(CheckCounts(e));
+  const bool nvfp4 = e.quant.scheme.weight && e.quant.scheme.weight->dtype == ScalarType::kU8;
+  for (const auto* list : {&e.gate, &e.up, &e.down}) {
+    for (const PreparedWeight& w : *list) {
+      if (HoldsNvfp4(w) != nvfp4) {
+        return Err(ErrorCode::kInternal, "{}: kernel {} was given weights of another type than {}",
+                   e.name, e.kernel, PairName(e.quant.scheme));
+      }
+    }
+  }
+  return {};
+}
+
+}  // namespace nibble::kernels
