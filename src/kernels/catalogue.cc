@@ -16,7 +16,7 @@ constexpr QuantScheme kOnlyBf16[] = {kBf16Scheme};
 constexpr Activation kActivations[] = {Activation::kSilu, Activation::kSwigluOai,
                                        Activation::kSwigluOaiUninterleave, Activation::kRelu2NoMul};
 
-constexpr CcRange kCc80[] = {{80, 121}};
+constexpr CcRange kCc80[] = {{80, CcRange::kNoEnd}};
 constexpr CcRange kCc90[] = {{90, 90}};
 constexpr CcRange kCc100[] = {{100, 100}, {103, 103}};
 constexpr CcRange kCc120[] = {{120, 121}};

@@ -17,6 +17,7 @@ enum class Operation : uint8_t {
 
 /// Compute capabilities as 10 * major + minor, both ends included.
 struct CcRange {
+  static constexpr int kNoEnd = 1 << 20;  // `high` of a kernel that every later device runs too
   int low = 0, high = 0;
 };
 

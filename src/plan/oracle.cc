@@ -28,8 +28,12 @@ std::string CcName(int cc) { return fmt::format("{}.{}", cc / 10, cc % 10); }
 std::string CcNames(std::span<const CcRange> ranges) {
   std::vector<std::string> parts;
   for (const CcRange& r : ranges) {
-    parts.push_back(r.low == r.high ? CcName(r.low)
-                                    : fmt::format("{} to {}", CcName(r.low), CcName(r.high)));
+    std::string part = CcName(r.low);
+    if (r.high == CcRange::kNoEnd)
+      part += " or newer";
+    else if (r.high != r.low)
+      part += " to " + CcName(r.high);
+    parts.push_back(std::move(part));
   }
   return fmt::format("{}", fmt::join(parts, " or "));
 }
@@ -158,6 +162,16 @@ std::optional<Refusal> Nearest(Backend backend, const Need& need, const DeviceIn
   return best;
 }
 
+template <class Fits>
+bool AnyScheme(Backend backend, Operation operation, Fits fits) {
+  for (const CatalogueRow& row : kernels::Catalogue()) {
+    if (row.backend == backend && row.operation == operation &&
+        std::any_of(row.schemes.begin(), row.schemes.end(), fits))
+      return true;
+  }
+  return false;
+}
+
 std::vector<Backend> BackendsFor(Operation operation) {
   std::vector<Backend> out;
   for (const CatalogueRow& row : kernels::Catalogue()) {
@@ -184,11 +198,12 @@ std::vector<Reason> ReasonsAgainst(const CatalogueRow& row, const Need& need,
 }
 
 bool CanEverServe(Backend backend, const Need& need) {
-  const auto& rows = kernels::Catalogue();
-  return std::any_of(rows.begin(), rows.end(), [&](const CatalogueRow& row) {
-    return row.backend == backend && row.operation == need.operation &&
-           std::find(row.schemes.begin(), row.schemes.end(), need.scheme) != row.schemes.end();
-  });
+  return AnyScheme(backend, need.operation, [&](const QuantScheme& s) { return s == need.scheme; });
+}
+
+bool CanEverServeWeight(Backend backend, const Need& need) {
+  return AnyScheme(backend, need.operation,
+                   [&](const QuantScheme& s) { return s.weight == need.scheme.weight; });
 }
 
 Result<Choice> Choose(const Need& need, const DeviceInfo& device, std::optional<Backend> forced) {

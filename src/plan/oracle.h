@@ -68,6 +68,9 @@ Result<Choice> Choose(const Need& need, const DeviceInfo& device, std::optional<
 /// Whether any row of the backend, on whatever device, serves this pair of keys.
 bool CanEverServe(Backend backend, const Need& need);
 
+/// Whether any row of the backend, on whatever device, serves weights held like these, whatever its activations.
+bool CanEverServeWeight(Backend backend, const Need& need);
+
 /// A reason as a clause: "kernel does not support <text>", or the text where it is a sentence of its own.
 std::string Clause(const Reason& reason);
 

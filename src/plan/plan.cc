@@ -29,16 +29,30 @@ Operation OperationOf(ModuleKind kind) {
   return Operation::kGlue;
 }
 
-/// The backend that a person forced on modules of this scheme. A bare name always binds the quantized experts (it never falls back
-/// there), and everything else that the backend could serve on some device.
-std::optional<Backend> ForcedFor(const Wishes& wishes, const Need& need) {
-  std::optional<Backend> own = wishes.bf16;
+/// What every module of a plan is planned for.
+struct Deployment {
+  const checkpoint::ModelConfig& model;
+  const DeviceInfo& device;
+  const Wishes& wishes;
+  // wishes.any has kernels for the weights of some of the quantized experts.
+  bool any_serves_experts = false;
+};
+
+/// The backend that a person forced on modules of this scheme. A bare name binds the quantized experts whose weights it has kernels
+/// for, whatever their activations (it never falls back there), or all of them where it has kernels for none: the refusal must be
+/// said. Elsewhere it binds what the backend could serve on some device.
+std::optional<Backend> ForcedFor(const Deployment& to, const Need& need) {
+  std::optional<Backend> own = to.wishes.bf16;
   if (need.scheme.weight)
-    own = need.scheme.weight->dtype == ScalarType::kU8 ? wishes.nvfp4 : wishes.fp8;
-  if (own) return own;
+    own = need.scheme.weight->dtype == ScalarType::kU8 ? to.wishes.nvfp4 : to.wishes.fp8;
+  // Few backends have norms and attention of their own: bf16=hopper is about weights.
+  if (own && (need.operation != Operation::kGlue || CanEverServe(*own, need))) return own;
+  const std::optional<Backend> any = to.wishes.any;
+  if (!any) return {};
   const bool quantized_experts = need.operation == Operation::kExperts && need.scheme.weight;
-  if (wishes.any && (quantized_experts || CanEverServe(*wishes.any, need))) return wishes.any;
-  return {};
+  const bool binds = quantized_experts ? !to.any_serves_experts || CanEverServeWeight(*any, need)
+                                       : CanEverServe(*any, need);
+  return binds ? any : std::nullopt;
 }
 
 /// Bytes of a [n,k] weight as the module's kernel holds it. REFERENCE reads the file's own pages.
@@ -96,21 +110,21 @@ Need NeedOf(const ModuleSpec& spec, const QuantScheme& scheme, const checkpoint:
 }
 
 Result<PlannedModule> PlanModule(const ModuleSpec& spec, scheme::ModuleScheme declared,
-                                 const checkpoint::ModelConfig& model, const DeviceInfo& device,
-                                 const Wishes& wishes) {
+                                 const Deployment& to) {
   PlannedModule m;
   m.spec = spec;
   m.declared = std::move(declared);
   m.effective = m.declared.scheme;
-  if (wishes.bf16_activations && m.effective.weight == kNvfp4Static) m.effective.activation.reset();
-  const Need need = NeedOf(spec, m.effective, model, wishes);
+  if (to.wishes.bf16_activations && m.effective.weight == kNvfp4Static)
+    m.effective.activation.reset();
+  const Need need = NeedOf(spec, m.effective, to.model, to.wishes);
   if (need.operation == Operation::kGlue && need.scheme != kBf16Scheme) {
     return Err(ErrorCode::kUnsupported,
                "{} \"{}\" is declared {}, but only 16 bits are computed there", NameOf(spec.kind),
                spec.name, PairName(need.scheme))
         .At(m.declared.evidence);
   }
-  auto choice = Choose(need, device, ForcedFor(wishes, need));
+  auto choice = Choose(need, to.device, ForcedFor(to, need));
   if (!choice) return std::move(choice).error().At(spec.name);
   m.kernel = choice->row;
   m.refused = std::move(choice->refused);
@@ -134,6 +148,11 @@ const PlannedModule& Plan::Find(std::string_view name) const {
 
 Result<Plan> MakePlan(const checkpoint::Checkpoint& checkpoint, const DeviceInfo& device,
                       const Wishes& wishes) {
+  if (wishes.tp_size < 1 || wishes.ep_size < 1) {
+    return Err(ErrorCode::kInvalidArgument,
+               "tensor parallel size {} and expert parallel size {}, expected at least 1 each",
+               wishes.tp_size, wishes.ep_size);
+  }
   Plan plan;
   plan.device = device;
   NIBBLE_TRY(plan.model,
@@ -152,18 +171,24 @@ Result<Plan> MakePlan(const checkpoint::Checkpoint& checkpoint, const DeviceInfo
         {"lm_head", ModuleKind::kLmHead, -1, plan.model.vocab, plan.model.hidden, 0, 0, false});
     schemes.push_back({kBf16Scheme, SourceFormat::kNone, "config.json: tie_word_embeddings"});
   }
+  Deployment to{plan.model, device, wishes};
+  for (size_t i = 0; wishes.any && i < specs.size(); ++i) {
+    const Need need = NeedOf(specs[i], schemes[i].scheme, plan.model, wishes);
+    to.any_serves_experts |= need.operation == Operation::kExperts && need.scheme.weight &&
+                             CanEverServeWeight(*wishes.any, need);
+  }
   // Experts are planned first: where several modules fit nowhere, their refusal is the one that matters.
   plan.modules.resize(specs.size());
   for (const Operation operation : {Operation::kExperts, Operation::kLinear, Operation::kGlue}) {
     for (size_t i = 0; i < specs.size(); ++i) {
       if (OperationOf(specs[i].kind) != operation) continue;
-      NIBBLE_TRY(plan.modules[i],
-                 PlanModule(specs[i], std::move(schemes[i]), plan.model, device, wishes));
+      NIBBLE_TRY(plan.modules[i], PlanModule(specs[i], std::move(schemes[i]), to));
       plan.memory.weights += PreparedWeightBytes(plan.modules[i]);
       if (operation == Operation::kGlue) plan.glue = plan.modules[i].kernel->backend;
     }
   }
-  if (wishes.bf16_activations) {
+  const auto raised = [](const PlannedModule& m) { return m.effective != m.declared.scheme; };
+  if (std::any_of(plan.modules.begin(), plan.modules.end(), raised)) {
     plan.warnings.push_back(
         "activations are kept in bf16 where the checkpoint says FP4 (--activation-precision bf16)");
   }
