@@ -60,13 +60,14 @@ pip_install() {
   { [ -x build/venv/bin/pip ] || python3 -m venv build/venv; } && build/venv/bin/pip install -q --no-deps "$@"
 }
 
-# nvcc from the PATH; else from the compiler's own packages, which lack the lib64 that nvcc links from.
+# nvcc from the PATH; else from PyPI, where it comes without two links that nvcc and CMake look for.
 find_nvcc() {
   command -v nvcc && return
-  pip_install nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-runtime==13.0.96 >&2 || return
+  pip_install nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 \
+    nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85 >&2 || return
   local cuda
   cuda=$(echo "$PWD"/build/venv/lib/python3*/site-packages/nvidia/cu13)
-  ln -sfn lib "$cuda/lib64" && echo "$cuda/bin/nvcc"
+  ln -sfn lib "$cuda/lib64" && ln -sf libcudart.so.13 "$cuda/lib/libcudart.so" && echo "$cuda/bin/nvcc"
 }
 
 cuda() { CUDACXX=$nvcc build cuda nibble_kernels_cuda cuda_moe_bench; }
