@@ -29,10 +29,12 @@ struct ModelOptions {
 /// Loads with a progress bar on a terminal.
 Result<std::unique_ptr<engine::Engine>> OpenEngine(const ModelOptions& options);
 
-/// Token ids separated by commas or white space. errors  kInvalidArgument naming what is no id
+/// Token ids separated by commas or white space.
+/// errors  kInvalidArgument naming what is no id
 Result<std::vector<int32_t>> ParseIds(std::string_view text);
 
-/// Tells an error on stderr, and on stdout as {"error": …} when programs listen; gives its exit code.
+/// Tells an error on stderr, and on stdout as {"error": …} when programs listen; gives its exit
+/// code.
 int Fail(const Error& error, bool json);
 
 /// Prints one JSON value and a newline on stdout.

@@ -194,7 +194,8 @@ void PrintWrapped(std::string_view label, std::string_view text) {
   }
 }
 
-/// One line a backend: what it answered to the experts, or to the first module that it cannot run. --json has every module's.
+/// One line a backend: what it answered to the experts, or to the first module that it cannot run.
+/// --json has every module's.
 void PrintRefusals(const Plan& plan) {
   std::vector<const PlannedModule*> order;
   for (const PlannedModule& m : plan.modules) order.push_back(&m);

@@ -1,8 +1,9 @@
-// cpu_bench [THREADS...]: what the CPU kernels reach, one JSON object a line, for every ISA of this machine at the shapes of a
-// 2048 x 768 layer of 128 experts, 8 a token.
+// cpu_bench [THREADS...]: what the CPU kernels reach, one JSON object a line, for every ISA of this
+// machine at the shapes of a 2048 x 768 layer of 128 experts, 8 a token.
 //
-// Speeds are medians. On a machine that others use too, a thread's CPU time still says what a core can do ("cpu"); wall time is
-// taken only from rounds in which the process had its cores to itself ("wall", of "clean" rounds).
+// Speeds are medians. On a machine that others use too, a thread's CPU time still says what a core
+// can do ("cpu"); wall time is taken only from rounds in which the process had its cores to itself
+// ("wall", of "clean" rounds).
 
 #include <fmt/core.h>
 #include <time.h>
@@ -38,7 +39,8 @@ double Median(std::vector<double> v) {
   return v[v.size() / 2];
 }
 
-/// Times `body` up to `rounds` times, or for half a second, and prints its speed: `work` units of `unit` in each.
+/// Times `body` up to `rounds` times, or for half a second, and prints its speed: `work` units of
+/// `unit` in each.
 template <class F>
 double Report(const std::string& what, int threads, int rounds, double work, const char* unit,
               F body) {

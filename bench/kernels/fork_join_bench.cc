@@ -1,7 +1,8 @@
-// fork_join_bench pool|openmp [THREADS]: the time to open and close an empty parallel region, and the regions of one decoded token
-// (two over the experts of each of 48 layers, their weights streaming from memory), on our thread pool or on OpenMP. One of them a
-// process, for the idle threads of the other would spin in its way; run them in turns, OpenMP also under OMP_WAIT_POLICY=active
-// and passive.
+// fork_join_bench pool|openmp [THREADS]: the time to open and close an empty parallel region, and
+// the regions of one decoded token (two over the experts of each of 48 layers, their weights
+// streaming from memory), on our thread pool or on OpenMP. One of them a process, for the idle
+// threads of the other would spin in its way; run them in turns, OpenMP also under
+//         OMP_WAIT_POLICY=active and passive.
 
 #include <fmt/core.h>
 #include <omp.h>
@@ -54,7 +55,8 @@ void Print(const char* what, const char* who, Samples& s) {
       what, who, s.Quantile(0.1), s.Quantile(0.5), s.Quantile(0.9), s.cpu / s.wall);
 }
 
-/// One layer's share of a token: gate and up, then down, of 8 experts, as strips that stream from memory.
+/// One layer's share of a token: gate and up, then down, of 8 experts, as strips that stream from
+/// memory.
 struct Token {
   static constexpr int64_t kHidden = 2048, kIntermediate = 768, kTopK = 8, kLayers = 48;
   static constexpr int64_t kUpStrips = kTopK * 2 * kIntermediate / 16,

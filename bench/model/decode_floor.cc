@@ -1,7 +1,9 @@
-// decode_floor DIR [TOKENS] [ROUNDS]: how near one-token decode comes to its floor, the bytes of weights that a token touches at this
-// machine's plain-read bandwidth, measured in the same run. One JSON object a line, for one thread and for all.
+// decode_floor DIR [TOKENS] [ROUNDS]: how near one-token decode comes to its floor, the bytes of
+// weights that a token touches at this machine's plain-read bandwidth, measured in the same run.
+// One JSON object a line, for one thread and for all.
 //
-// A model smaller than the last-level cache can beat that floor, which is of memory; it is still the yardstick for larger ones.
+// A model smaller than the last-level cache can beat that floor, which is of memory; it is still
+// the yardstick for larger ones.
 
 #include <fmt/core.h>
 
@@ -27,7 +29,8 @@ double Median(std::vector<double> v) {
   return v[v.size() / 2];
 }
 
-/// Bytes a second of reading memory front to back, far larger than the caches; the median of seven passes.
+/// Bytes a second of reading memory front to back, far larger than the caches; the median of seven
+/// passes.
 double PlainReadBandwidth(ThreadPool& pool) {
   constexpr size_t kBytes = size_t{512} << 20, kPiece = size_t{1} << 20;
   auto buffer = HugeBuffer::Allocate(kBytes);

@@ -23,9 +23,10 @@ int CoreOf(int cpu) {
   return first;
 }
 
-// How long a thread looks for its next region, or the caller for the last worker, before it sleeps: first some ten microseconds of
-// pauses (40 to 140 cycles each), which is more than lies between two regions of a token; then offering its core to others, because
-// where threads outnumber cores the one waited for may need just that.
+// How long a thread looks for its next region, or the caller for the last worker, before it sleeps:
+// first some ten microseconds of pauses (40 to 140 cycles each), which is more than lies between
+// two regions of a token; then offering its core to others, because where threads outnumber cores
+// the one waited for may need just that.
 constexpr int kPauses = 500, kYields = 16;
 
 void Pause() {

@@ -36,7 +36,8 @@ int AvailableCores();
 /// A fork-join pool for regions of microseconds. The caller works too, as thread 0; the others spin
 /// for a few microseconds after a region, because on the token path the next one follows at once,
 /// and then sleep. Which thread computes a unit never changes what it computes: a unit writes
-/// results of its own, and whole. threads  one region at a time, from one thread at a time; a
+/// results of its own, and whole.
+/// threads  one region at a time, from one thread at a time; a
 /// region must not start another.
 class ThreadPool {
  public:

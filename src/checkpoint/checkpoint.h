@@ -20,7 +20,8 @@ struct CheckpointOptions {
 };
 
 /// A Hugging Face model directory: its tensors by name and its JSON files, as they are. Knows
-/// nothing of quantization. threads  safe to read from many; the pointers and views it gives live
+/// nothing of quantization.
+/// threads  safe to read from many; the pointers and views it gives live
 /// as long as it, wherever it moves
 class Checkpoint {
  public:

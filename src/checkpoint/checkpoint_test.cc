@@ -93,7 +93,8 @@ struct IndexCase {
   const char* refusal;  // part of the message; null: accepted
 };
 
-/// Put beside one.safetensors {a: 2 bytes, b: 3} and two.safetensors {c: 4}, 5 and 4 bytes of tensors.
+/// Put beside one.safetensors {a: 2 bytes, b: 3} and two.safetensors {c: 4}, 5 and 4 bytes of
+/// tensors.
 TEST(Checkpoint, HoldsTheIndexToItsShards) {
   const std::string one = Shard({{"a", 2}, {"b", 3}});
   const std::string two = Shard({{"c", 4}});

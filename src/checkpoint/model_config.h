@@ -59,8 +59,8 @@ struct ModelConfig {
   SamplingDefaults sampling;
 };
 
-/// Reads a whole config.json and, where there is one, generation_config.json. The names of the model stand at
-/// the top, its sizes in `text_config` where a wrapper has one.
+/// Reads a whole config.json and, where there is one, generation_config.json. The names of the
+/// model stand at the top, its sizes in `text_config` where a wrapper has one.
 /// errors   kUnsupported: a model or an option of it that nothing here computes, by name and with
 /// those known;
 ///          kCorruptFile: missing, of another type, out of range, or in contradiction

@@ -36,7 +36,8 @@ struct SafetensorsOptions {
 };
 
 /// A safetensors file, mapped. The tensors view the mapping, which stays where it is when the
-/// object moves. threads  safe to read from many
+/// object moves.
+/// threads  safe to read from many
 class SafetensorsFile {
  public:
   /// errors kNotFound, kIo, kCorruptFile (any breach of the format; names file, header byte,

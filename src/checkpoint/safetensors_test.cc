@@ -45,8 +45,8 @@ struct Probe {
 
 std::string File(const std::string& header, size_t data = 0) { return MakeShard(header, data); }
 
-/// The fifty files that were put to the reference implementation (safetensors 0.8.0). `refusal` is Nibble's verdict, which is
-/// stricter in the rows marked "stricter".
+/// The fifty files that were put to the reference implementation (safetensors 0.8.0). `refusal` is
+/// Nibble's verdict, which is stricter in the rows marked "stricter".
 std::vector<Probe> Probes() {
   const std::string tail = R"("shape":[1],"data_offsets":[0,1]})";
   return {

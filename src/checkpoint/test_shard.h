@@ -8,7 +8,8 @@
 #include <string>
 #include <string_view>
 
-// What the tests of this folder build their files with. Written by hand, without the code under test.
+// What the tests of this folder build their files with. Written by hand, without the code under
+// test.
 
 namespace nibble::checkpoint {
 

@@ -23,7 +23,8 @@ class Stopwatch {
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
-/// Text on its way out: tokens become characters, characters are watched for stop strings, what is certain is sent.
+/// Text on its way out: tokens become characters, characters are watched for stop strings, what is
+/// certain is sent.
 class TextSink {
  public:
   static Result<TextSink> Make(const text::Tokenizer* tokenizer, const Request& request,

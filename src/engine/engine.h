@@ -59,7 +59,8 @@ using OnText = std::function<bool(std::string_view piece)>;
 /// threads  one caller at a time
 class Engine {
  public:
-  /// Plans, checks, loads. errors  those of every step, before any compute
+  /// Plans, checks, loads.
+  /// errors  those of every step, before any compute
   static Result<std::unique_ptr<Engine>> Open(const std::string& dir, const EngineOptions& options,
                                               const weights::Progress& progress = {});
 
@@ -67,7 +68,8 @@ class Engine {
   const checkpoint::Checkpoint& checkpoint() const { return checkpoint_; }
   const weights::ModelWeights& weights() const { return weights_; }
   ThreadPool& pool() { return *pool_; }
-  /// Null when the checkpoint has none, or this build cannot read it; the reason is then tokenizer_error().
+  /// Null when the checkpoint has none, or this build cannot read it; the reason is then
+  /// tokenizer_error().
   const text::Tokenizer* tokenizer() const { return tokenizer_ ? &*tokenizer_ : nullptr; }
   const Error& tokenizer_error() const { return tokenizer_error_; }
   Result<const text::ChatTemplate*> chat_template() const;
@@ -77,12 +79,12 @@ class Engine {
   /// Bytes of weights that one decoded token reads.
   uint64_t BytesPerToken() const;
 
-  /// errors  kInvalidArgument (empty prompt, an id outside the vocabulary, a prompt longer than the context, parameters),
-  ///         kInternal (NaN logits)
+  /// errors  kInvalidArgument (empty prompt, an id outside the vocabulary, a prompt longer than the
+  ///         context, parameters), kInternal (NaN logits)
   Result<Completion> Generate(const Request& request, const OnText& on_text = {});
 
-  /// Mean negative log-likelihood of each window's tokens 1..length, given all before: `length` predictions a window.
-  /// tokens [>= starts + length + 1]
+  /// Mean negative log-likelihood of each window's tokens 1..length, given all before: `length`
+  /// predictions a window. tokens [>= starts + length + 1]
   Result<double> NegativeLogLikelihood(std::span<const int32_t> tokens, int64_t windows,
                                        int64_t length,
                                        const std::function<void(int64_t done)>& progress = {});

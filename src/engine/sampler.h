@@ -8,7 +8,8 @@
 
 namespace nibble::engine {
 
-/// How the next token is drawn. The defaults change nothing: temperature 1 over the whole vocabulary.
+/// How the next token is drawn. The defaults change nothing: temperature 1 over the whole
+/// vocabulary.
 struct SamplingParameters {
   double temperature = 1;         // below 1e-5: greedy; else at least 0.01
   int64_t top_k = 0;              // 0: off
@@ -24,13 +25,14 @@ struct SamplingParameters {
   Result<void> Check() const;
 };
 
-/// Draws the tokens of one sequence. The order of steps is vLLM's: repetition, frequency and presence
-/// penalties; greedy, or temperature, min_p, top_k, top_p, and a draw. The random number of an output
-/// position depends on (seed, position) alone, so runs that reach the same logits by other ways (other
-/// chunks, speculation) draw the same tokens.
+/// Draws the tokens of one sequence. The order of steps is vLLM's: repetition, frequency and
+/// presence penalties; greedy, or temperature, min_p, top_k, top_p, and a draw. The random number
+/// of an output position depends on (seed, position) alone, so runs that reach the same logits by
+/// other ways (other chunks, speculation) draw the same tokens.
 class Sampler {
  public:
-  /// `vocab` rows of logits, of which only the first `drawable` are tokens (the rest pads the matrix).
+  /// `vocab` rows of logits, of which only the first `drawable` are tokens (the rest pads the
+  /// matrix).
   Sampler(const SamplingParameters& parameters, int64_t vocab, int64_t drawable,
           std::span<const int32_t> prompt);
 
@@ -61,7 +63,8 @@ class Sampler {
 /// The lowest id among the largest logits.
 int32_t ArgMax(std::span<const float> logits);
 
-/// A uniform number in [0, 1) of 53 bits that depends on its arguments alone (splitmix64 rounds over both).
+/// A uniform number in [0, 1) of 53 bits that depends on its arguments alone (splitmix64 rounds
+/// over both).
 double UniformAt(uint64_t seed, uint64_t position);
 
 }  // namespace nibble::engine

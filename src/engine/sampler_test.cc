@@ -122,7 +122,8 @@ TEST(Sampler, DrawsFromTheDistributionThatItsParametersLeave) {
     for (int32_t id = 0; id < 5; ++id) {
       const double want = c.expected.count(id) ? c.expected.at(id) : 0,
                    have = got.count(id) ? got.at(id) : 0;
-      // 20000 draws: five standard deviations of the worst case are below 0.018. What is cut is never drawn.
+      // 20000 draws: five standard deviations of the worst case are below 0.018. What is cut is
+      // never drawn.
       EXPECT_NEAR(have, want, want == 0 ? 0 : 0.018) << c.what << ", id " << id;
     }
   }

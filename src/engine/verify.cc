@@ -97,9 +97,10 @@ Measured FirstOf(size_t way) { return kPrecisions[way / kPrecisions.size()]; }
 Measured SecondOf(size_t way) { return kPrecisions[way % kPrecisions.size()]; }
 Measured LowerOf(size_t way) { return std::max(FirstOf(way), SecondOf(way)); }
 
-/// What the experts answer to the probe, for each way to hold the inputs of their two multiplications. `canonical` holds the
-/// checkpoint's own tensors and no activation scale; `declared` those that the label gives the kernel, if any. The ways run as tokens of
-/// their own, so that a weight is decoded once for all.
+/// What the experts answer to the probe, for each way to hold the inputs of their two
+/// multiplications. `canonical` holds the checkpoint's own tensors and no activation scale;
+/// `declared` those that the label gives the kernel, if any. The ways run as tokens of their own,
+/// so that a weight is decoded once for all.
 std::vector<std::vector<float>> Expected(const PreparedExperts& canonical,
                                          const MoeQuantConfig& declared, const Probe& probe,
                                          ThreadPool& pool) {

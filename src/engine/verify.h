@@ -29,14 +29,17 @@ struct LayerProof {
   bool agrees() const;
 };
 
-/// Proves the plan by its results: runs every layer's expert kernel, through the operators and the very weights that a forward pass
-/// uses, on activations that each precision spoils in its own way, and finds out from the output which one ran.
+/// Proves the plan by its results: runs every layer's expert kernel, through the operators and the
+/// very weights that a forward pass uses, on activations that each precision spoils in its own way,
+/// and finds out from the output which one ran.
 ///
-/// The probe, by blocks of 16: a and fifteen of 0.03a (FP4 flushes the small ones); a and fifteen of 0.003a (int8 with a scale a 32
-/// flushes them, and so does FP4); sixteen of 1.0625a (e4m3 rounds them by 6 %). a is half the layer's calibrated amax, or 1.
-/// Expected outputs are REFERENCE's, in double, from the checkpoint's own tensors, for all 16 ways to give the inputs of the two
-/// multiplications one of: bf16, e4m3 with one scale a row, int8 with one scale a 32, NVFP4 under the layer's activation scales
-/// (without any: those that calibration on the probe would give). A shortcut in one multiplication alone is thus found too.
+/// The probe, by blocks of 16: a and fifteen of 0.03a (FP4 flushes the small ones); a and fifteen
+/// of 0.003a (int8 with a scale a 32 flushes them, and so does FP4); sixteen of 1.0625a (e4m3
+/// rounds them by 6 %). a is half the layer's calibrated amax, or 1. Expected outputs are
+/// REFERENCE's, in double, from the checkpoint's own tensors, for all 16 ways to give the inputs of
+/// the two multiplications one of: bf16, e4m3 with one scale a row, int8 with one scale a 32, NVFP4
+/// under the layer's activation scales (without any: those that calibration on the probe would
+/// give). A shortcut in one multiplication alone is thus found too.
 ///
 /// `weights` is what `operators` run; it was made by `plan` from `checkpoint`.
 /// errors  those of reading the checkpoint; kOutOfMemory

@@ -11,8 +11,8 @@ constexpr QuantScheme kOnlyW4A16[] = {kW4A16};
 constexpr QuantScheme kOnlyW4A4[] = {kW4A4};
 constexpr QuantScheme kOnlyBf16[] = {kBf16Scheme};
 
-// swigluoai comes with gate and up rows interleaved; reading them apart is the loader's, so a kernel that
-// knows the one knows the other.
+// swigluoai comes with gate and up rows interleaved; reading them apart is the loader's, so a
+// kernel that knows the one knows the other.
 constexpr Activation kActivations[] = {Activation::kSilu, Activation::kSwigluOai,
                                        Activation::kSwigluOaiUninterleave, Activation::kRelu2NoMul};
 
@@ -95,7 +95,8 @@ constexpr CatalogueRow Cuda(std::string_view id, Backend backend, Operation oper
   return row;
 }
 
-/// B12X holds all experts on one device, takes no bias, and multiplies the router's weight on the input in W4A16 alone.
+/// B12X holds all experts on one device, takes no bias, and multiplies the router's weight on the
+/// input in W4A16 alone.
 constexpr CatalogueRow B12x(std::string_view id, Operation operation,
                             std::span<const QuantScheme> schemes, bool a16) {
   CatalogueRow row = Cuda(id, Backend::kB12x, operation, schemes, kCc120);
@@ -105,7 +106,8 @@ constexpr CatalogueRow B12x(std::string_view id, Operation operation,
   return row;
 }
 
-/// The block-scaled tensor core path of Blackwell data-centre parts: scale tiles of 128 rows, so I is padded to 128.
+/// The block-scaled tensor core path of Blackwell data-centre parts: scale tiles of 128 rows, so I
+/// is padded to 128.
 constexpr CatalogueRow Cutlass(std::string_view id, Operation operation) {
   CatalogueRow row = Cuda(id, Backend::kCutlass, operation, kOnlyW4A4, kCc100);
   row.pad_intermediate = 128;

@@ -16,7 +16,8 @@ namespace nibble::kernels {
 
 /// What tests and traces may see of a forward pass. Every member may be empty.
 struct HostObserver {
-  /// Each token's router, in the order of the layers: its probabilities over all experts, the chosen.
+  /// Each token's router, in the order of the layers: its probabilities over all experts, the
+  /// chosen.
   std::function<void(int64_t row, std::span<const float> probabilities,
                      std::span<const int32_t> chosen)>
       on_route;
@@ -25,8 +26,9 @@ struct HostObserver {
 };
 
 /// The operators on a CPU. Multiplications go to the backend that each weight was prepared for; the
-/// rest to `glue`: CPU in fp32, or REFERENCE in double. The KV cache is fp32: W4A4 quantizes what attention
-/// gives, and one bf16 rounding before that turns FP4 codes that the label's own arithmetic does not.
+/// rest to `glue`: CPU in fp32, or REFERENCE in double. The KV cache is fp32: W4A4 quantizes what
+/// attention gives, and one bf16 rounding before that turns FP4 codes that the label's own
+/// arithmetic does not.
 class HostOperators : public Operators {
  public:
   HostOperators(Backend glue, CpuIsa isa, ThreadPool& pool);

@@ -9,8 +9,8 @@
 
 namespace nibble::kernels {
 
-/// A block of activations [rows, cols], contiguous, in the memory and element type of the operators that made it (host: fp32). The
-/// model hands these about and never looks inside.
+/// A block of activations [rows, cols], contiguous, in the memory and element type of the operators
+/// that made it (host: fp32). The model hands these about and never looks inside.
 struct Matrix {
   void* data = nullptr;
   int64_t rows = 0, cols = 0;
@@ -25,8 +25,9 @@ struct Vector {
   int64_t n = 0;
 };
 
-/// Consecutive rows of a batch that belong to one sequence: rows first_row … first_row+n_rows-1 are its tokens at positions
-/// start … start+n_rows-1, and its keys and values of all earlier positions lie in KV slot `slot`.
+/// Consecutive rows of a batch that belong to one sequence: rows first_row … first_row+n_rows-1 are
+/// its tokens at positions start … start+n_rows-1, and its keys and values of all earlier positions
+/// lie in KV slot `slot`.
 struct SequenceRows {
   int slot = 0;
   int64_t first_row = 0, n_rows = 0, start = 0;
@@ -67,10 +68,12 @@ class Operators {
  public:
   virtual ~Operators() = default;
 
-  /// Uninitialised activations that live as long as the operators. errors kOutOfMemory, naming the bytes.
+  /// Uninitialised activations that live as long as the operators. errors kOutOfMemory, naming the
+  /// bytes.
   virtual Result<Matrix> Allocate(int64_t rows, int64_t cols) = 0;
   virtual Result<Routing> AllocateRouting(int64_t rows, int top_k) = 0;
-  /// The KV cache, once. Slots are written before they are read: what a recycled one held is never seen.
+  /// The KV cache, once. Slots are written before they are read: what a recycled one held is never
+  /// seen.
   virtual Result<void> AllocateKv(const KvShape& shape) = 0;
 
   /// out[t, :] = table[ids[t], :]; ids are in [0, table rows).
@@ -84,18 +87,20 @@ class Operators {
   /// out = silu(gate_up[:, :I]) * gate_up[:, I:]
   virtual void SiluMul(Matrix gate_up, Matrix out) = 0;
 
-  /// table[t, :] = cos(p_t f_0 …), sin(p_t f_0 …) of the batch's positions: [rows, 2 * frequencies].
+  /// table[t, :] = cos(p_t f_0 …), sin(p_t f_0 …) of the batch's positions: [rows, 2 *
+  /// frequencies].
   virtual void RopeTable(Vector frequencies, std::span<const SequenceRows> sequences,
                          Matrix table) = 0;
-  /// Over qkv [rows, q|k|v]: q and k normalised per head (RMS, times q_norm / k_norm), then rotated in halves by the table; k and v
-  /// stored in the cache; o = softmax(q k^T / sqrt(head_dim)) v over each row's own and earlier positions. Query head j reads kv head
-  /// j / (n_heads / n_kv_heads).
+  /// Over qkv [rows, q|k|v]: q and k normalised per head (RMS, times q_norm / k_norm), then rotated
+  /// in halves by the table; k and v stored in the cache; o = softmax(q k^T / sqrt(head_dim)) v
+  /// over each row's own and earlier positions. Query head j reads kv head j / (n_heads /
+  /// n_kv_heads).
   virtual void Attention(const AttentionShape& shape, int64_t layer,
                          std::span<const SequenceRows> sequences, Vector q_norm, Vector k_norm,
                          Matrix rope_table, Matrix qkv, Matrix out) = 0;
 
-  /// p = softmax over all experts of x W^T in fp32 (x unrounded: near ties decide whole experts), the top_k largest; divided by
-  /// their sum if renormalize.
+  /// p = softmax over all experts of x W^T in fp32 (x unrounded: near ties decide whole experts),
+  /// the top_k largest; divided by their sum if renormalize.
   virtual void Route(const CanonicalBf16& router, Matrix x, bool renormalize, Routing routing) = 0;
   /// y[t] = sum_k weights[t,k] * expert[experts[t,k]](x[t]), overwritten, summed in the order of k.
   virtual void Experts(const PreparedExperts& experts, Matrix x, const Routing& routing,

@@ -90,8 +90,8 @@ constexpr uint8_t HopperScale(uint8_t e4m3) {
   return 8 << 3;
 }
 
-/// Two 16-bit words of a tile, k = 4j and k = 4j + 1 (in the high half), from the codes k 4j .. 4j+3
-/// of rows g and g + 8, low nibble first.
+/// Two 16-bit words of a tile, k = 4j and k = 4j + 1 (in the high half), from the codes k 4j ..
+/// 4j+3 of rows g and g + 8, low nibble first.
 constexpr uint32_t HopperWords(uint32_t low, uint32_t high) {
   // Every half now holds c0 (or c1) in bits 3..0 and c2 (or c3) in bits 11..8.
   const uint32_t a = (low & 0x0F0Fu) | (low & 0xF0F0u) << 12;

@@ -79,8 +79,9 @@ inline constexpr QuantScheme kBf16Scheme = {};
 inline constexpr QuantScheme kW4A16 = {kNvfp4Static, std::nullopt};
 inline constexpr QuantScheme kW4A4 = {kNvfp4Static, kNvfp4Dynamic};
 
-/// FP8 as its producers pair it: one scale a tensor, a row or a 128x128 block, over activations that are left
-/// alone, quantized under a calibrated scale, or under a scale of their own a token or 128 values.
+/// FP8 as its producers pair it: one scale a tensor, a row or a 128x128 block, over activations
+/// that are left alone, quantized under a calibrated scale, or under a scale of their own a token
+/// or 128 values.
 inline constexpr QuantScheme kFp8Schemes[] = {
     {kFp8StaticTensor, kFp8StaticTensor},  {kFp8StaticTensor, kFp8DynamicToken},
     {kFp8StaticTensor, std::nullopt},      {kFp8StaticChannel, kFp8DynamicToken},

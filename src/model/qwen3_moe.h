@@ -9,9 +9,9 @@
 
 namespace nibble::model {
 
-/// Qwen3-MoE (`Qwen3MoeForCausalLM`): pre-norm decoder layers of grouped-query attention with per-head
-/// q and k norms, and a routed mixture of experts or a dense SwiGLU MLP. The residual stream is the
-/// operators' activation type: fp32 on a CPU.
+/// Qwen3-MoE (`Qwen3MoeForCausalLM`): pre-norm decoder layers of grouped-query attention with
+/// per-head q and k norms, and a routed mixture of experts or a dense SwiGLU MLP. The residual
+/// stream is the operators' activation type: fp32 on a CPU.
 /// threads  one caller at a time
 class Qwen3Moe {
  public:
@@ -21,9 +21,10 @@ class Qwen3Moe {
                                  const weights::ModelWeights& weights,
                                  kernels::Operators& operators, int slots, int64_t context);
 
-  /// Runs up to plan::kMaxBatchTokens tokens: ids in row order, `sequences` saying whose they are. Their
-  /// keys and values are then cached, and Logits may be asked of any of their rows.
-  /// needs   ids in [0, vocab); positions inside the context; a sequence's earlier positions already run
+  /// Runs up to plan::kMaxBatchTokens tokens: ids in row order, `sequences` saying whose they are.
+  /// Their keys and values are then cached, and Logits may be asked of any of their rows.
+  /// needs   ids in [0, vocab); positions inside the context; a sequence's earlier positions
+  ///         already run
   Result<void> Forward(std::span<const int32_t> ids,
                        std::span<const kernels::SequenceRows> sequences);
 

@@ -44,7 +44,8 @@ Result<CanonicalWeight> ReadLinear(const checkpoint::Checkpoint& checkpoint,
 
 /// The same for all experts of `module` ("model.layers.0.mlp.experts"), from one tensor an expert
 /// and projection or from stacked three-dimensional ones; which of the two is decided tensor by
-/// tensor. errors   as ReadLinear's; an expert of index >= `experts` is kCorruptFile
+/// tensor.
+/// errors   as ReadLinear's; an expert of index >= `experts` is kCorruptFile
 Result<CanonicalExperts> ReadExperts(const checkpoint::Checkpoint& checkpoint,
                                      const std::string& module, const ModuleScheme& scheme,
                                      int experts, int64_t hidden, int64_t intermediate, bool gated,
@@ -52,7 +53,8 @@ Result<CanonicalExperts> ReadExperts(const checkpoint::Checkpoint& checkpoint,
 
 /// Sees that nothing in the checkpoint was left unread: a weight that no module reads means that
 /// the model was not understood. Gives the unread tensors that may be so: a vision tower's, an MTP
-/// module's, KV cache scales. errors   kCorruptFile naming the first other one and how many there
+/// module's, KV cache scales.
+/// errors   kCorruptFile naming the first other one and how many there
 /// are
 Result<std::vector<std::string>> CheckAllTensorsUsed(const checkpoint::Checkpoint& checkpoint,
                                                      const CanonicalReport& report);

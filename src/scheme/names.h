@@ -25,7 +25,8 @@ struct ModuleName {
 ModuleName ModuleNameOf(std::string_view name);
 
 /// Shell wildcards as Python's fnmatch.fnmatchcase: `*` (crosses dots), `?`, `[abc]`, `[!a-c]`,
-/// the whole text. cost  pattern x text at worst, added to `*steps`
+/// the whole text.
+/// cost  pattern x text at worst, added to `*steps`
 bool GlobMatches(std::string_view pattern, std::string_view text, uint64_t* steps);
 
 }  // namespace nibble::scheme

@@ -19,7 +19,8 @@ struct AddedToken {
   bool special = false;     // left out by skip_special
 };
 
-/// Finds added tokens in text, leftmost first, the longest of those that start together. Immutable once filled.
+/// Finds added tokens in text, leftmost first, the longest of those that start together. Immutable
+/// once filled.
 class AddedTokenMatcher {
  public:
   /// `content` must not be empty. `token` must outlive the matcher.
@@ -29,7 +30,8 @@ class AddedTokenMatcher {
     std::string_view text;
     const AddedToken* token = nullptr;  // null: ordinary text
   };
-  /// Cuts text into tokens and what lies between them; white space that a token strips belongs to no segment.
+  /// Cuts text into tokens and what lies between them; white space that a token strips belongs to
+  /// no segment.
   /// cost     O(text.size() * longest content) at worst
   std::vector<Segment> Find(std::string_view text) const;
 

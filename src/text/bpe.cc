@@ -8,8 +8,8 @@ namespace {
 
 constexpr uint32_t kNone = UINT32_MAX;
 
-// At half load and with a good mix the longest probe of a million pairs is below 50. A file made to collide would make loading
-// quadratic: it is refused instead.
+// At half load and with a good mix the longest probe of a million pairs is below 50. A file made to
+// collide would make loading quadratic: it is refused instead.
 constexpr size_t kMaxProbe = 256;
 
 uint64_t PairKey(int32_t left, int32_t right) {
@@ -23,7 +23,8 @@ uint64_t Mix(uint64_t x) {
   return x ^ (x >> 31);
 }
 
-// std::push_heap keeps the greatest on top; the merge to do next is the one with the least rank, then the leftmost.
+// std::push_heap keeps the greatest on top; the merge to do next is the one with the least rank,
+// then the leftmost.
 bool Later(const Bpe::Scratch::Candidate& a, const Bpe::Scratch::Candidate& b) {
   return a.rank != b.rank ? a.rank > b.rank : a.position > b.position;
 }
@@ -88,8 +89,9 @@ void Bpe::Encode(std::string_view piece, std::vector<int32_t>& out, Scratch& scr
     std::pop_heap(heap.begin(), heap.end(), Later);
     const Scratch::Candidate best = heap.back();
     heap.pop_back();
-    // A candidate is stale when its symbol was swallowed, or when either side has grown since. A grown pair never merges to the
-    // same token, so comparing what the pair would become now finds both.
+    // A candidate is stale when its symbol was swallowed, or when either side has grown since. A
+    // grown pair never merges to the same token, so comparing what the pair would become now finds
+    // both.
     Scratch::Symbol& symbol = symbols[best.position];
     if (symbol.token < 0 || symbol.next == kNone) continue;
     const Slot* slot = Find(symbol.token, symbols[symbol.next].token);

@@ -11,7 +11,8 @@
 
 namespace nibble::text {
 
-/// "When `left` stands before `right`, they become `merged`": the index in the list is the rank, lower ranks go first.
+/// "When `left` stands before `right`, they become `merged`": the index in the list is the rank,
+/// lower ranks go first.
 struct Merge {
   int32_t left = 0;
   int32_t right = 0;
@@ -23,8 +24,8 @@ class Bpe {
  public:
   Bpe() = default;
 
-  /// `token_of_byte` [256]: the token that each single byte is. errors kCorruptFile (a pair listed twice; a table that was made to
-  /// collide)
+  /// `token_of_byte` [256]: the token that each single byte is. errors kCorruptFile (a pair listed
+  /// twice; a table that was made to collide)
   static Result<Bpe> Make(const std::array<int32_t, 256>& token_of_byte,
                           std::span<const Merge> merges);
 
@@ -44,7 +45,8 @@ class Bpe {
     std::vector<Candidate> heap;
   };
 
-  /// Appends the tokens of one piece: always the lowest rank first, the leftmost of equals, until no pair can merge.
+  /// Appends the tokens of one piece: always the lowest rank first, the leftmost of equals, until
+  /// no pair can merge.
   /// needs    piece.size() < 2^32 - 1
   /// cost     O(n log n) for n bytes: a linked list of symbols and a heap of candidates
   void Encode(std::string_view piece, std::vector<int32_t>& out, Scratch& scratch) const;

@@ -27,7 +27,8 @@ bool IsUnknown(char32_t c) {
 int ClassOf(utf8proc_int32_t c) { return utf8proc_get_property(c)->combining_class; }
 
 void AppendDecomposed(Points& points, char32_t c) {
-  // The longest canonical decomposition of one character is 4 (Unicode's guarantee); 18 is utf8proc's own bound for any.
+  // The longest canonical decomposition of one character is 4 (Unicode's guarantee); 18 is
+  // utf8proc's own bound for any.
   std::array<utf8proc_int32_t, 18> parts;
   int last_boundclass = 0;
   const auto n = utf8proc_decompose_char(static_cast<utf8proc_int32_t>(c), parts.data(),
@@ -37,7 +38,8 @@ void AppendDecomposed(Points& points, char32_t c) {
   points.insert(points.end(), parts.begin(), parts.begin() + n);
 }
 
-// utf8proc's own reordering inserts one mark at a time: quadratic on a megabyte of marks, which any client can send.
+// utf8proc's own reordering inserts one mark at a time: quadratic on a megabyte of marks, which any
+// client can send.
 void OrderMarks(Points& points) {
   for (auto it = points.begin(); it != points.end();) {
     if (ClassOf(*it) == 0) {

@@ -19,7 +19,8 @@ constexpr std::array<std::string_view, 36> kCategories = {
     "Nl", "No", "P",  "Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po", "S",  "Sm",
     "Sc", "Sk", "So", "Z",  "Zs", "Zl", "Zp", "C",  "Cc", "Cf", "Co", "Cn"};
 
-// Sequences that full case folding makes of one character ("ß", "ﬁ", ...): Oniguruma matches them, PCRE2 does not.
+// Sequences that full case folding makes of one character ("ß", "ﬁ", ...): Oniguruma matches them,
+// PCRE2 does not.
 constexpr std::array<std::string_view, 5> kFoldedPairs = {"ss", "ff", "fi", "fl", "st"};
 
 bool IsAsciiAlnum(char c) {

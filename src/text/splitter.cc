@@ -29,7 +29,8 @@ using MatchContext = std::unique_ptr<pcre2_match_context, Freer<&pcre2_match_con
 using MatchData = std::unique_ptr<pcre2_match_data, Freer<&pcre2_match_data_free>>;
 using JitStack = std::unique_ptr<pcre2_jit_stack, Freer<&pcre2_jit_stack_free>>;
 
-// A sane split pattern backtracks over a run of characters once: two steps a byte. The rest allows for small texts.
+// A sane split pattern backtracks over a run of characters once: two steps a byte. The rest allows
+// for small texts.
 constexpr uint64_t kStepsPerByte = 4;
 constexpr uint64_t kStepsAtLeast = 100'000;
 constexpr uint32_t kHeapLimitKib = 256 << 10;
@@ -50,8 +51,8 @@ const CategoryDelta* DeltaOf(char32_t c) {
   return &*std::prev(after);
 }
 
-/// The text as the pattern shall see it: the same bytes, or `copy` with stand-ins for the characters that PCRE2 would class otherwise
-/// than the reference. Offsets stay the same.
+/// The text as the pattern shall see it: the same bytes, or `copy` with stand-ins for the
+/// characters that PCRE2 would class otherwise than the reference. Offsets stay the same.
 std::string_view WithStandIns(std::string_view utf8, std::string& copy) {
   for (size_t pos = 0; pos < utf8.size();) {
     if (static_cast<uint8_t>(utf8[pos]) < 0xE0) {  // no table entry has fewer than three bytes
@@ -115,7 +116,8 @@ Result<Splitter> Splitter::Make(const std::string& pattern) {
   pcre2_pattern_info(code->pcre.get(), PCRE2_INFO_MATCHEMPTY, &may_be_empty);
   if (may_be_empty)
     return Err(ErrorCode::kUnsupported, "the split pattern can match nothing at all");
-  // Where the system forbids generated code this fails and the interpreter runs instead, with the same matches.
+  // Where the system forbids generated code this fails and the interpreter runs instead, with the
+  // same matches.
   pcre2_jit_compile(code->pcre.get(), PCRE2_JIT_COMPLETE);
   Splitter splitter;
   splitter.code_ = std::move(code);

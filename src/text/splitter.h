@@ -16,12 +16,13 @@ struct Piece {
   size_t end = 0;
 };
 
-/// Cuts text at the matches of a regular expression: each match is a piece, and so is what lies between ("Isolated"). Immutable; safe for use
-/// from many threads.
+/// Cuts text at the matches of a regular expression: each match is a piece, and so is what lies
+/// between ("Isolated"). Immutable; safe for use from many threads.
 class Splitter {
  public:
   /// `pattern` is Oniguruma's dialect, see CheckRegexDialect.
-  /// errors   kUnsupported (a construct that cannot be honoured; built without PCRE2), kCorruptFile (no valid pattern)
+  /// errors   kUnsupported (a construct that cannot be honoured; built without PCRE2), kCorruptFile
+  ///          (no valid pattern)
   static Result<Splitter> Make(const std::string& pattern);
 
   /// Appends the pieces of valid UTF-8, in order, without gaps.

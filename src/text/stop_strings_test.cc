@@ -94,7 +94,8 @@ TEST(StopStrings, DoNotDependOnWhereTextIsCut) {
       pieces.push_back(text.substr(pos, end - pos));
       pos = end;
     }
-    // Pieces come one by one, so a match that completes earlier wins even if another starts before it.
+    // Pieces come one by one, so a match that completes earlier wins even if another starts before
+    // it.
     std::string expected = text, seen;
     for (const std::string& piece : pieces) {
       seen += piece;

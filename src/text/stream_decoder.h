@@ -7,8 +7,8 @@
 
 namespace nibble::text {
 
-/// Turns tokens into text as they come. What Push and Finish return, joined, is Tokenizer::Decode of
-/// all the tokens, whatever the tokens' borders. Not safe for use from two threads.
+/// Turns tokens into text as they come. What Push and Finish return, joined, is Tokenizer::Decode
+/// of all the tokens, whatever the tokens' borders. Not safe for use from two threads.
 class StreamDecoder {
  public:
   explicit StreamDecoder(Tokenizer tokenizer, bool skip_special = true)

@@ -11,7 +11,8 @@
 namespace nibble::text {
 namespace {
 
-// Real vocabularies end below 300 000. The bound keeps one absurd id from costing gigabytes of table.
+// Real vocabularies end below 300 000. The bound keeps one absurd id from costing gigabytes of
+// table.
 constexpr int64_t kMaxId = (1 << 22) - 1;
 constexpr size_t kMaxAddedTokens = 1 << 16;
 constexpr size_t kMaxAddedBytes = 1 << 10;
@@ -122,7 +123,8 @@ Result<void> ReadPreTokenizer(const Json& tokenizer, Tokenizer::Data& data) {
 }
 
 Result<void> CheckAround(const Json& tokenizer) {
-  // "truncation" and "padding" are not looked at: they are defaults of a call, which the reference's callers reset too.
+  // "truncation" and "padding" are not looked at: they are defaults of a call, which the
+  // reference's callers reset too.
   const Json* post = tokenizer.FindSet("post_processor");
   if (post && TypeOf(*post) != "ByteLevel")
     return Unknown("a post_processor", TypeOf(*post), "ByteLevel or none");
@@ -139,7 +141,8 @@ Result<void> CheckModel(const Json& model) {
   if (const Json* type = model.FindSet("type"); type && TypeOf(model) != "BPE") {
     return Unknown("a model", TypeOf(model), "BPE");
   }
-  // unk_token, fuse_unk and byte_fallback cannot take effect: every byte has a token (checked below).
+  // unk_token, fuse_unk and byte_fallback cannot take effect: every byte has a token (checked
+  // below).
   for (std::string_view key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
     NIBBLE_TRY(const auto affix, model.GetString(key));
     if (affix && !affix->empty())
@@ -345,7 +348,8 @@ Result<void> LayOutBytes(const VocabIds& vocab, Tokenizer::Data& data) {
   data.begins.reserve(size + 1);
   for (int32_t id = 0; id < size; ++id) {
     data.begins.push_back(static_cast<uint32_t>(data.bytes.size()));
-    // The reference's decoder treats added tokens alike: one all of whose characters are in the byte table ("é") decodes to those bytes.
+    // The reference's decoder treats added tokens alike: one all of whose characters are in the
+    // byte table ("é") decodes to those bytes.
     const auto bytes = BytesOfToken(names[id]);
     data.bytes += bytes ? std::string_view(*bytes) : names[id];
     if (data.bytes.size() > std::numeric_limits<uint32_t>::max())

@@ -115,7 +115,8 @@ Json AddedTokenJson(int64_t id, const std::string& content, bool special) {
   return Json(o);
 }
 
-/// Bytes are tokens 0..255; "he" is 256, "ll" 257, "hell" 258, "hello" 259; <s> 260 is special, <t> 261 is not.
+/// Bytes are tokens 0..255; "he" is 256, "ll" 257, "hell" 258, "hello" 259; <s> 260 is special, <t>
+/// 261 is not.
 Json SmallTokenizer() {
   Json::Object vocab;
   for (int b = 0; b < 256; ++b) {
@@ -200,7 +201,8 @@ TEST(Tokenizer, SaysWhyItCannotEncode) {
 TEST(StreamDecoder, GivesWhatDecodingAllAtOnceGives) {
   const Tokenizer t = Small();
   std::mt19937 random(3);
-  // Bytes that start, continue and break characters, so that every kind of invalid sequence comes up.
+  // Bytes that start, continue and break characters, so that every kind of invalid sequence comes
+  // up.
   const Ids kinds = {'a',  0xC3, 0xA9, 0xE2, 0x82, 0xAC, 0xF0, 0x9F, 0x98, 0x80,
                      0xED, 0xA0, 0xFF, 0xF4, 0x90, 259,  260,  261,  -1};
   for (int round = 0; round < 5000; ++round) {
@@ -252,7 +254,8 @@ TEST_F(TokenizerEncode, ReadsInvalidUtf8AsPythonsReplaceDoes) {
 
 TEST_F(TokenizerEncode, ComposesBeforeItSplits) {
   EXPECT_EQ(*Small().Encode("e\u0301"), (Ids{0xC3, 0xA9}));
-  // U+0897 came with Unicode 16: the reference's NFC does not know that it is a mark, and leaves the order.
+  // U+0897 came with Unicode 16: the reference's NFC does not know that it is a mark, and leaves
+  // the order.
   EXPECT_EQ(Small().Decode(*Small().Encode("x\u0897\u0316")), "x\u0897\u0316");
   EXPECT_EQ(Small().Decode(*Small().Encode("x\u0301\u0316")), "x\u0316\u0301");
 }

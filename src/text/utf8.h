@@ -15,8 +15,9 @@ struct Utf8Step {
   bool truncated = false;  // the bytes end inside what may yet become a valid character
 };
 
-/// Reads at `pos` (which must be inside). Invalid bytes are grouped into maximal subparts as the Unicode standard (section 3.9,
-/// "U+FFFD Substitution of Maximal Subparts"), Python's errors="replace" and Rust's lossy decoding do.
+/// Reads at `pos` (which must be inside). Invalid bytes are grouped into maximal subparts as the
+/// Unicode standard (section 3.9, "U+FFFD Substitution of Maximal Subparts"), Python's
+/// errors="replace" and Rust's lossy decoding do.
 Utf8Step DecodeUtf8(std::string_view bytes, size_t pos);
 
 /// Appends the UTF-8 of a code point (a scalar value: below 0x110000, no surrogate).

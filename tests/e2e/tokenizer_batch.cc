@@ -1,6 +1,8 @@
-// Encodes many texts for tokenizer_differential.py: `tokenizer_batch DIR [PATTERN_FILE]`. Reads frames of a little-endian uint32
-// length and so many bytes from stdin until it ends; writes for each a uint32 count and so many int32 ids. PATTERN_FILE replaces the
-// split pattern of the tokenizer.json. With "-t" first, texts are timed and a line a text is written instead: bytes, ids, seconds.
+// Encodes many texts for tokenizer_differential.py: `tokenizer_batch DIR [PATTERN_FILE]`. Reads
+// frames of a little-endian uint32 length and so many bytes from stdin until it ends; writes for
+// each a uint32 count and so many int32 ids. PATTERN_FILE replaces the split pattern of the
+// tokenizer.json. With "-t" first, texts are timed and a line a text is written instead: bytes,
+// ids, seconds.
 
 #include <chrono>
 #include <cstdint>

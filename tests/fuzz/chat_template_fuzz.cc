@@ -1,4 +1,5 @@
-// A chat template over a fixed conversation: parsing and rendering end, within their bounds, whatever the template says.
+// A chat template over a fixed conversation: parsing and rendering end, within their bounds,
+// whatever the template says.
 
 #include <cstdint>
 #include <cstdlib>

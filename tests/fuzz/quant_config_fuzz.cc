@@ -6,8 +6,8 @@
 #include "base/json.h"
 #include "scheme/detect.h"
 
-// The input is {"config": …, "hf": …}: both files of a checkpoint that say how it is quantized. Whatever they say, every
-// module gets a scheme with its evidence or an error with a text.
+// The input is {"config": …, "hf": …}: both files of a checkpoint that say how it is quantized.
+// Whatever they say, every module gets a scheme with its evidence or an error with a text.
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using nibble::scheme::ModuleClass;
   const std::string_view text(reinterpret_cast<const char*>(data), size);

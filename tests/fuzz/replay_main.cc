@@ -4,7 +4,8 @@
 #include <iterator>
 #include <string>
 
-// Without libFuzzer, a fuzz target runs the files that it is given, once each: the corpus as a regression test.
+// Without libFuzzer, a fuzz target runs the files that it is given, once each: the corpus as a
+// regression test.
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size);
 

@@ -5,7 +5,8 @@
 #include "base/json.h"
 #include "checkpoint/shard_index.h"
 
-// Any text as model.safetensors.index.json: no accepted shard name may leave the checkpoint's directory.
+// Any text as model.safetensors.index.json: no accepted shard name may leave the checkpoint's
+// directory.
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const auto json = nibble::Json::Parse({reinterpret_cast<const char*>(data), size});

@@ -1,6 +1,6 @@
-// A tokenizer.json and a text to encode: the input is both, parted by the first byte 0xFF (which JSON
-// cannot hold). Without one, the text is a fixed one. Ids must be in range, and streaming them must
-// give what decoding them at once gives.
+// A tokenizer.json and a text to encode: the input is both, parted by the first byte 0xFF (which
+// JSON cannot hold). Without one, the text is a fixed one. Ids must be in range, and streaming them
+// must give what decoding them at once gives.
 
 #include <cstdint>
 #include <cstdlib>

@@ -1,5 +1,6 @@
-// The 46 checkpoints that make_broken.py derives from the genuine tiny ones: 38 must be refused, before any compute and with an error
-// that a person can act on; 8 must be accepted and compute what their base does.
+// The 46 checkpoints that make_broken.py derives from the genuine tiny ones: 38 must be refused,
+// before any compute and with an error that a person can act on; 8 must be accepted and compute
+// what their base does.
 #include <gtest/gtest.h>
 
 #include <iostream>
@@ -78,8 +79,8 @@ TEST(Broken, ErrorsNameLayerExpertAndTensor) {
   }
 }
 
-/// The contract's heart: an activation scale in a W4A16 file, calibrated, NaN or garbage, changes no bit of the output; and every
-/// other accepted case computes exactly what its base does.
+/// The contract's heart: an activation scale in a W4A16 file, calibrated, NaN or garbage, changes
+/// no bit of the output; and every other accepted case computes exactly what its base does.
 TEST(Broken, AcceptedCasesAreBitForBitTheirBase) {
   for (const Case& c : Cases()) {
     if (!c.accept) continue;

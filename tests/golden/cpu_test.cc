@@ -1,4 +1,5 @@
-// Backend CPU, every instruction set that this machine has, against PyTorch's float32 runs and against REFERENCE.
+// Backend CPU, every instruction set that this machine has, against PyTorch's float32 runs and
+// against REFERENCE.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -30,8 +31,9 @@ std::vector<RoutedRow> RoutesOf(Rig& rig, std::span<const int32_t> ids) {
   return out;
 }
 
-/// Names the first token whose experts differ from REFERENCE's, and by how little the router decided there: the relative gap of the
-/// k-th and the (k+1)-th probability. Infinite when no token differs.
+/// Names the first token whose experts differ from REFERENCE's, and by how little the router
+/// decided there: the relative gap of the k-th and the (k+1)-th probability. Infinite when no token
+/// differs.
 double FirstRouterNearTie(Rig& rig, Rig& truth, std::span<const int32_t> ids) {
   const auto got = RoutesOf(rig, ids), want = RoutesOf(truth, ids);
   for (size_t i = 0; i < want.size(); ++i) {
@@ -47,7 +49,8 @@ double FirstRouterNearTie(Rig& rig, Rig& truth, std::span<const int32_t> ids) {
   return HUGE_VAL;
 }
 
-/// Every step's argmax under the reference's own tokens, where the reference was sure of it. Prefill in one batch or token by token.
+/// Every step's argmax under the reference's own tokens, where the reference was sure of it.
+/// Prefill in one batch or token by token.
 void ExpectSureTokens(Rig& rig, const Reference& want, int p, int64_t batch,
                       const std::string& what) {
   auto ids = want.Ints(fmt::format("p{}.ids", p));
@@ -160,8 +163,9 @@ Layer0 RunLayer0(Rig& rig, const std::vector<float>& in) {
   return r;
 }
 
-/// What the other precision answers: a W4A4 checkpoint raised to 16 bits, or a W4A16 one run in REFERENCE with the activation scales
-/// that calibration on this very input would give it (amax / 2688, first of the input, then of what the experts make of it).
+/// What the other precision answers: a W4A4 checkpoint raised to 16 bits, or a W4A16 one run in
+/// REFERENCE with the activation scales that calibration on this very input would give it (amax /
+/// 2688, first of the input, then of what the experts make of it).
 Layer0 OtherPrecision(const Subject& s, const std::vector<float>& in) {
   plan::Wishes wishes = Reference64();
   wishes.bf16_activations = s.w4a4;

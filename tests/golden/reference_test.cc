@@ -15,8 +15,9 @@
 namespace nibble::golden {
 namespace {
 
-/// Greedy tokens after a prompt: all their logits from one pass over prompt and reference tokens, so one early difference does not
-/// hide the rest; equal argmaxes mean that free running gives the same tokens.
+/// Greedy tokens after a prompt: all their logits from one pass over prompt and reference tokens,
+/// so one early difference does not hide the rest; equal argmaxes mean that free running gives the
+/// same tokens.
 int TokensEqual(Rig& rig, std::span<const int32_t> prompt, std::span<const int32_t> greedy) {
   std::vector<int32_t> ids(prompt.begin(), prompt.end());
   ids.insert(ids.end(), greedy.begin(), greedy.end() - 1);
@@ -101,10 +102,11 @@ void Print(const Rig& rig, const char* what, const BlockKey& key, double distanc
             << key.block << ", relative distance to its boundary " << distance << "\n";
 }
 
-// W4A4 is discontinuous. What follows finds the FP4 decision that lies so near a rounding boundary that float32 noise turns it: the
-// only excuse for a prompt that differs from a float32 reference.
+// W4A4 is discontinuous. What follows finds the FP4 decision that lies so near a rounding boundary
+// that float32 noise turns it: the only excuse for a prompt that differs from a float32 reference.
 
-/// The operators with every embedded number moved by up to 1e-6 of itself: what float32 rounds away in a forward pass.
+/// The operators with every embedded number moved by up to 1e-6 of itself: what float32 rounds away
+/// in a forward pass.
 class PerturbedOperators : public kernels::HostOperators {
  public:
   PerturbedOperators(Backend glue, CpuIsa isa, ThreadPool& pool, uint64_t seed)
@@ -122,7 +124,8 @@ class PerturbedOperators : public kernels::HostOperators {
   uint64_t seed_;
 };
 
-/// For a prompt whose logits differ: the first decision that noise turns. Its distance to the boundary.
+/// For a prompt whose logits differ: the first decision that noise turns. Its distance to the
+/// boundary.
 double FirstDecisionThatNoiseTurns(const Subject& s, Rig& rig, std::span<const int32_t> prompt) {
   const auto exact = CodesOf(rig, prompt);
   for (uint64_t seed = 1; seed <= 10; ++seed) {
@@ -149,8 +152,9 @@ float Margin(std::vector<float> logits) {
   return logits[0] - logits[1];
 }
 
-/// For tokens that differ: the first step whose margin is not the reference's, the decision nearest to its boundary in that step's
-/// row, and proof: with that one block moved across its boundary the step's margin is the reference's. Its distance.
+/// For tokens that differ: the first step whose margin is not the reference's, the decision nearest
+/// to its boundary in that step's row, and proof: with that one block moved across its boundary the
+/// step's margin is the reference's. Its distance.
 double DecisionThatTheReferenceTookOtherwise(Rig& rig, std::span<const int32_t> prompt,
                                              std::span<const int32_t> greedy,
                                              std::span<const float> margins) {

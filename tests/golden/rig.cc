@@ -80,7 +80,8 @@ std::string TestData() {
 
 std::vector<Subject> MiniCheckpoints() {
   const std::string source = NIBBLE_SOURCE_DIR, data = TestData();
-  // Perplexities: models/README.md's table and the references' own (12 windows of 512 held-out tokens).
+  // Perplexities: models/README.md's table and the references' own (12 windows of 512 held-out
+  // tokens).
   std::vector<Subject> out = {
       {"qwen3-moe-mini-modelopt-W4A16_NVFP4", source + "/models/qwen3-moe-mini",
        source + "/tests/golden/references/qwen3-moe-mini-modelopt-W4A16_NVFP4.native.safetensors",

@@ -17,7 +17,8 @@
 
 namespace nibble::golden {
 
-// What the golden tests stand on: a loaded model taken apart, and the references that PyTorch computed.
+// What the golden tests stand on: a loaded model taken apart, and the references that PyTorch
+// computed.
 
 /// A checkpoint loaded without an engine around it, so that a test can reach every part.
 struct Rig {
@@ -35,7 +36,8 @@ struct Rig {
   static Result<std::unique_ptr<Rig>> Open(const std::string& dir, const plan::Wishes& wishes,
                                            CpuIsa isa, const MakeOperators& make = {});
 
-  /// Runs ids from position 0 in batches of at most `batch` and gives the logits of every position from `first` on.
+  /// Runs ids from position 0 in batches of at most `batch` and gives the logits of every position
+  /// from `first` on.
   std::vector<std::vector<float>> Logits(std::span<const int32_t> ids, int64_t first,
                                          int64_t batch = plan::kMaxBatchTokens);
 };

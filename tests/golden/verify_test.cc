@@ -1,4 +1,5 @@
-// nibble verify must tell the truth: right kernels are confirmed with a wide margin, planted shortcuts are caught.
+// nibble verify must tell the truth: right kernels are confirmed with a wide margin, planted
+// shortcuts are caught.
 #include "engine/verify.h"
 
 #include <gtest/gtest.h>
@@ -50,7 +51,8 @@ TEST(Verify, EveryCatalogueRowThatRunsHereIsConfirmed) {
   }
 }
 
-/// The bug that Nibble exists for: a W4A16 checkpoint's experts run with the activation scales that its W4A4 sibling was calibrated to.
+/// The bug that Nibble exists for: a W4A16 checkpoint's experts run with the activation scales that
+/// its W4A4 sibling was calibrated to.
 TEST(Verify, StaleActivationScalesInAConfigAreCaughtAsFp4) {
   const auto tiny = TinyCheckpoints();
   auto rig = Rig::Open(tiny[0].dir, {}, IsasHere().back()),
@@ -66,7 +68,8 @@ TEST(Verify, StaleActivationScalesInAConfigAreCaughtAsFp4) {
   }
 }
 
-/// Operators that round the experts' input to fewer bits before the true kernel sees it: what a fast, dishonest engine would do.
+/// Operators that round the experts' input to fewer bits before the true kernel sees it: what a
+/// fast, dishonest engine would do.
 class Shortcut : public kernels::HostOperators {
  public:
   Shortcut(Backend glue, CpuIsa isa, ThreadPool& pool, Measured how)

@@ -41,7 +41,8 @@ struct CpuKernels {
   void (*pack_nvfp4)(const float* x, int64_t groups, float gscale, std::byte* out);
 
   /// y[t * ldy + r] for the 16 rows of one strip and 1..kDecodeTokens tokens.
-  /// `next` is where reading goes on after this strip, to be fetched ahead of time; it is never dereferenced.
+  /// `next` is where reading goes on after this strip, to be fetched ahead of time; it is never
+  /// dereferenced.
   /// shapes   strip: `tiles` tiles; x[t]: a packed activation of 64 * tiles elements; y: 16 floats
   /// a token, all written
   using Decode = void (*)(const std::byte* strip, const std::byte* next, int64_t tiles,

@@ -10,10 +10,14 @@
 namespace nibble::kernels::cpu {
 namespace {
 
-// A pair is one (token, rank); its position is its place in the order of experts, tokens ascending within one. Two parallel regions:
-//   up    unit (expert, 3 strips of I): gate and up, the activation function, and h rounded or quantized into its packed row
-//   down  unit (a few dozen rows of H): every expert's part of these columns, then the weighted sums of all tokens over them
-// so that results meet only within a unit, and Down's intermediate, [pairs][columns], stays in a core's caches.
+// A pair is one (token, rank); its position is its place in the order of experts, tokens ascending
+// within one. Two parallel regions:
+//   up    unit (expert, 3 strips of I): gate and up, the activation function, and h rounded or
+//   quantized into its packed row
+//   down  unit (a few dozen rows of H): every expert's part of these columns, then the weighted
+//   sums of all tokens over them
+// so that results meet only within a unit, and Down's intermediate, [pairs][columns], stays in a
+// core's caches.
 
 bool AllEqual(const std::vector<float>& v) {
   return std::all_of(v.begin(), v.end(), [&](float s) { return s == v[0]; });
@@ -82,15 +86,17 @@ class ExpertsCall {
   }
 
  private:
-  /// Groups of strips in one unit of Down. One token: a thread's whole share, for long streams. More: enough that an expert's h, once in
-  /// L2, serves several groups, few enough that units can be dealt out evenly.
+  /// Groups of strips in one unit of Down. One token: a thread's whole share, for long streams.
+  /// More: enough that an expert's h, once in L2, serves several groups, few enough that units can
+  /// be dealt out evenly.
   int64_t DownGroups(int threads) const {
     const int64_t groups = Groups(e_.hidden);
     if (tokens_ == 1) return (groups + threads - 1) / threads;
     return std::clamp<int64_t>(groups / (threads * 8), 1, 4);
   }
 
-  /// Contiguous parts while all units cost the same, which keeps each thread on its own streams; else whoever is free.
+  /// Contiguous parts while all units cost the same, which keeps each thread on its own streams;
+  /// else whoever is free.
   template <class F>
   void ForUnits(ThreadPool& pool, int64_t units, F unit) {
     if (tokens_ > 1) return pool.RunEach(units, unit);
@@ -120,7 +126,8 @@ class ExpertsCall {
     const auto& a2 = e_.quant.a2_gscale;
     return a2 ? &(*a2)[expert] : nullptr;
   }
-  /// What an accumulator is multiplied with: the weight's global scale and, of a quantized activation, its own.
+  /// What an accumulator is multiplied with: the weight's global scale and, of a quantized
+  /// activation, its own.
   static float Factor(float alpha, const float* gscale) {
     return gscale != nullptr ? alpha * (1.0f / *gscale) : alpha;
   }
@@ -216,7 +223,8 @@ void ExpertsCall::Pack(ThreadPool& pool) {
   }
 }
 
-/// 16 neighbouring elements of h, packed: a strip's rows are one NVFP4 block of the next multiplication.
+/// 16 neighbouring elements of h, packed: a strip's rows are one NVFP4 block of the next
+/// multiplication.
 void ExpertsCall::Activate(int64_t expert, const float* gate, const float* up,
                            std::byte* out) const {
   float h[kStripRows];

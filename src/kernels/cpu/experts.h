@@ -14,10 +14,13 @@ namespace nibble::kernels::cpu {
 ///   Expert(x) = Down(h'), h = activation(Gate(x'), Up(x')).
 /// x' and h' are rounded to bf16 or, where `experts.quant` has gscales, quantized to NVFP4 by them;
 /// gate and up may have gscales and alphas of their own. alphas hold the weights' global scales
-/// alone: 1 / gscale is multiplied on here. shapes   x [T, H] fp32; expert_ids [T, K] in [0, E);
+/// alone: 1 / gscale is multiplied on here.
+/// shapes   x [T, H] fp32; expert_ids [T, K] in [0, E);
 /// weights [T, K]; y [T, H] fp32, overwritten; matrices PackedMatrix needs    H and I multiples of
-/// 16; y does not alias x; K >= 1 errors   kOutOfMemory (scratch grows on the first call of a
-/// size); y is unspecified then threads  results do not depend on their number
+/// 16; y does not alias x; K >= 1
+/// errors   kOutOfMemory (scratch grows on the first call of a
+/// size); y is unspecified then
+/// threads  results do not depend on their number
 Result<void> Experts(const CpuKernels& kernels, ThreadPool& pool, Scratch& scratch,
                      const PreparedExperts& experts, const float* x, int64_t tokens,
                      const int32_t* expert_ids, const float* weights, int top_k, float* y);

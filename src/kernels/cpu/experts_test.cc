@@ -135,8 +135,8 @@ Truth ActivationFunctionTruth(const Layer& layer, Truth gate, Truth up) {
   return h;
 }
 
-/// What Down multiplies, and how far each element may be off because h was: where h's uncertainty spans a border of the 16- or 4-bit
-/// format, by the distance across it.
+/// What Down multiplies, and how far each element may be off because h was: where h's uncertainty
+/// spans a border of the 16- or 4-bit format, by the distance across it.
 void PackedHTruth(const std::vector<Truth>& h, const float* a2, std::vector<double>* value,
                   std::vector<double>* slack) {
   std::vector<float> nominal, grown, shrunk;

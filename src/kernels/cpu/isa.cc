@@ -48,7 +48,8 @@ bool HasF16c() {
 
 bool HasIsa(CpuIsa isa) {
 #if defined(__x86_64__)
-  // libgcc also asks whether the operating system saves the registers. Each feature that a target region names is asked for.
+  // libgcc also asks whether the operating system saves the registers. Each feature that a target
+  // region names is asked for.
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && HasF16c();
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&

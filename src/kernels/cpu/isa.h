@@ -9,7 +9,8 @@ namespace nibble::kernels::cpu {
 bool HasIsa(CpuIsa isa);
 
 /// The ISA to run: this machine's best, or the one that `env` (the value of NIBBLE_ISA, null when
-/// unset) names. It lowers only. errors   kInvalidArgument: an unknown name; kUnsupported: one that
+/// unset) names. It lowers only.
+/// errors   kInvalidArgument: an unknown name; kUnsupported: one that
 /// this machine lacks
 Result<CpuIsa> ChooseIsa(const char* env);
 

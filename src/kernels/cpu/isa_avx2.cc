@@ -1,4 +1,5 @@
-// AVX2 with FMA and F16C: weights become fp32 in registers, activations are bf16 values held as fp32.
+// AVX2 with FMA and F16C: weights become fp32 in registers, activations are bf16 values held as
+// fp32.
 
 #if defined(__x86_64__)
 
@@ -20,8 +21,8 @@ namespace {
 
 using Byte = std::byte;
 
-// 2 x 5 sums, 2 weights and 1 activation: a sixth token would fill 15 of 16 registers, and g++ 12 then spills (83 GFLOP/s
-// instead of 115 on Zen 5).
+// 2 x 5 sums, 2 weights and 1 activation: a sixth token would fill 15 of 16 registers, and g++ 12
+// then spills (83 GFLOP/s instead of 115 on Zen 5).
 constexpr int kPanelTokens = 5;
 
 inline __m256i Load(const Byte* p) {
@@ -43,12 +44,14 @@ inline __m256 HighHalves(__m256i pairs) {
   return _mm256_castsi256_ps(
       _mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xFFFF0000u))));
 }
-// Eight rows of a half group as bf16. A row's 8 codes are the nibbles of one 32-bit lane, in the order k = 0 2 4 6 1 3 5 7. Two
-// lookups give the low and the high bytes of the bf16 values of the low nibbles (k = 0 4 1 5), two those of the high ones (2 6 3 7);
-// interleaving the bytes makes 16-bit values of them:
+// Eight rows of a half group as bf16. A row's 8 codes are the nibbles of one 32-bit lane, in the
+// order k = 0 2 4 6 1 3 5 7. Two lookups give the low and the high bytes of the bf16 values of the
+//       low nibbles (k = 0 4 1 5), two those of the high ones (2 6 3 7); interleaving the bytes
+//       makes 16-bit values of them:
 //   v[0]: rows 0 1 | 4 5, v[1]: rows 2 3 | 6 7, a row being the two 32-bit lanes (k0, k4) (k1, k5)
 //   v[2], v[3]: the same rows with (k2, k6) (k3, k7)
-// So the low halves of v[0] are, in lanes of fp32, k = 0 1 0 1 | 0 1 0 1, which BroadcastPair(x + 0) meets; and so on.
+// So the low halves of v[0] are, in lanes of fp32, k = 0 1 0 1 | 0 1 0 1, which BroadcastPair(x +
+// 0) meets; and so on.
 struct HalfGroup {
   __m256i v[4];
 };
@@ -78,7 +81,8 @@ inline __m256 LoadScales(const Byte* p) {
 }
 constexpr float kScaleUnit = 256;
 
-/// Weight j (of k = 0, 4, 2, 6, each with its odd neighbour) of rows `quad` (0: rows 0 1 4 5, 1: rows 2 3 6 7).
+/// Weight j (of k = 0, 4, 2, 6, each with its odd neighbour) of rows `quad` (0: rows 0 1 4 5, 1:
+/// rows 2 3 6 7).
 inline __m256 WeightPair(const HalfGroup& h, int j, int quad) {
   const __m256i v = h.v[(j / 2) * 2 + quad];
   return j % 2 == 0 ? LowHalves(v) : HighHalves(v);
@@ -157,7 +161,8 @@ void DecodeNvfp4(const Byte* strip, const Byte* next, int64_t tiles, const Byte*
   }
 }
 
-/// One strip of bf16 tiles against kTokens tokens, as decoding reads it (from memory) and as panels are multiplied (from L2).
+/// One strip of bf16 tiles against kTokens tokens, as decoding reads it (from memory) and as panels
+/// are multiplied (from L2).
 template <int kTokens, bool kFromMemory>
 void StripBlock(const Byte* strip, const Byte* next, int64_t tiles, const Byte* const* x,
                 float global, float* y, int64_t ldy) {
@@ -220,7 +225,8 @@ void PanelGemm(const Byte* const* panels, int strips, bool from_memory, int64_t 
        StripBlock<5, false>},
       {StripBlock<1, true>, StripBlock<2, true>, StripBlock<3, true>, StripBlock<4, true>,
        StripBlock<5, true>}};
-  // Blocks of near-equal size: 6 tokens as 3 + 3, for a block of one token would leave most of the multipliers waiting.
+  // Blocks of near-equal size: 6 tokens as 3 + 3, for a block of one token would leave most of the
+  // multipliers waiting.
   for (int64_t blocks = (tokens + kPanelTokens - 1) / kPanelTokens; blocks > 0; --blocks) {
     const int64_t n = (tokens + blocks - 1) / blocks;
     for (int s = 0; s < strips; ++s)
@@ -233,13 +239,15 @@ void PanelGemm(const Byte* const* panels, int strips, bool from_memory, int64_t 
   }
 }
 
-/// Eight rows of a half group, as the bf16 products of code and scale, into their four pairs of the panel.
+/// Eight rows of a half group, as the bf16 products of code and scale, into their four pairs of the
+/// panel.
 inline void ExpandHalfGroup(const Byte* codes, __m256 scale, Byte* panel) {
   const HalfGroup group = LookUp(Load(codes));
   const __m256 s0 = _mm256_unpacklo_ps(scale, scale), s1 = _mm256_unpackhi_ps(scale, scale);
 #pragma GCC unroll 4
   for (int j = 0; j < 4; ++j) {
-    // Products have at most 6 significant bits: cutting off their low halves, which are zero, is the conversion.
+    // Products have at most 6 significant bits: cutting off their low halves, which are zero, is
+    // the conversion.
     const __m256i p0 = _mm256_castps_si256(_mm256_mul_ps(WeightPair(group, j, 0), s0));
     const __m256i p1 = _mm256_castps_si256(_mm256_mul_ps(WeightPair(group, j, 1), s1));
     const __m256i pairs = _mm256_packus_epi32(_mm256_srli_epi32(p0, 16), _mm256_srli_epi32(p1, 16));
@@ -337,7 +345,8 @@ void PackNvfp4(const float* x, int64_t groups, float gscale, Byte* out) {
   }
 }
 
-/// e^x within 2 ulp: 2^n * e^r, |r| <= ln2 / 2, Taylor to r^7 (next term below 2^-27). Below -87 it stays at e^-87.
+/// e^x within 2 ulp: 2^n * e^r, |r| <= ln2 / 2, Taylor to r^7 (next term below 2^-27). Below -87 it
+/// stays at e^-87.
 inline __m256 Exp(__m256 x) {
   x = _mm256_max_ps(_mm256_set1_ps(-87), _mm256_min_ps(_mm256_set1_ps(88), x));
   const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)),
@@ -356,7 +365,8 @@ inline __m256 Exp(__m256 x) {
   return _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
 }
 
-// min and max give their second operand when either is a NaN: data stand there, so that a NaN comes through.
+// min and max give their second operand when either is a NaN: data stand there, so that a NaN comes
+// through.
 void Gated(const GatedActivation& how, const float* gate, const float* up, float* h) {
   const __m256 limit = _mm256_set1_ps(how.limit);
   for (int i = 0; i < 16; i += 8) {

@@ -1,4 +1,5 @@
-// AVX-512 without BF16 products (Skylake-X to Ice Lake): weights become fp32 in registers, activations are bf16 values held as fp32.
+// AVX-512 without BF16 products (Skylake-X to Ice Lake): weights become fp32 in registers,
+// activations are bf16 values held as fp32.
 
 #if defined(__x86_64__)
 
@@ -30,7 +31,8 @@ void PackNvfp4(const float* x, int64_t groups, float gscale, Byte* out) {
   }
 }
 
-/// Codes are multiplied as they are; the sum of each group of 16 k meets its block scale at its end.
+/// Codes are multiplied as they are; the sum of each group of 16 k meets its block scale at its
+/// end.
 template <int kTokens>
 void DecodeNvfp4Tokens(const Byte* strip, const Byte* next, int64_t tiles, const Byte* const* x,
                        float global, float* y, int64_t ldy) {

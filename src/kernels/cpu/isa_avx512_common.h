@@ -1,7 +1,7 @@
 #pragma once
 
-// What isa_avx512.cc and isa_avx512bf16.cc share. Unnamed namespace in a header on purpose: each file has its own copy, so that no
-// symbol leaves it (see target.h).
+// What isa_avx512.cc and isa_avx512bf16.cc share. Unnamed namespace in a header on purpose: each
+// file has its own copy, so that no symbol leaves it (see target.h).
 
 #include <immintrin.h>
 
@@ -27,8 +27,9 @@ inline __m512i CodesAsBf16() {
   return _mm512_broadcast_i64x4(t);
 }
 
-/// 16 block scales times 2^-8. An E4M3 byte shifted into a half's exponent and mantissa is that number, subnormals too: the
-/// conversion knows no flush to zero. (The sign bit is clear in every block scale.)
+/// 16 block scales times 2^-8. An E4M3 byte shifted into a half's exponent and mantissa is that
+/// number, subnormals too: the conversion knows no flush to zero. (The sign bit is clear in every
+/// block scale.)
 inline __m512 LoadScales(const std::byte* p) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return _mm512_cvtph_ps(_mm256_slli_epi16(_mm256_cvtepu8_epi16(bytes), 7));
@@ -57,7 +58,8 @@ void ExpandNvfp4(const std::byte* strip, const std::byte* next, int64_t tiles, s
         for (int n = 0; n < 4; ++n, panel += 64) {
           const __m512i pairs = _mm512_permutexvar_epi16(codes, table);
           codes = _mm512_srli_epi16(codes, 4);
-          // Products have at most 6 significant bits: their low halves are zero, and cutting those off is the conversion.
+          // Products have at most 6 significant bits: their low halves are zero, and cutting those
+          // off is the conversion.
           const __m512i low = _mm512_castps_si512(_mm512_mul_ps(LowHalves(pairs), scale));
           const __m512i high = _mm512_castps_si512(_mm512_mul_ps(HighHalves(pairs), scale));
           _mm512_storeu_si512(panel, _mm512_or_si512(_mm512_srli_epi32(low, 16), high));
@@ -87,7 +89,8 @@ inline float MaxMagnitude(__m512 x) {
   return _mm_cvtss_f32(_mm_max_ss(q, _mm_movehdup_ps(q)));
 }
 
-/// EncodeE4m3 and back for x >= 0, by the bits: above 2^-6 a number keeps three bits of mantissa, below it multiples of 2^-9.
+/// EncodeE4m3 and back for x >= 0, by the bits: above 2^-6 a number keeps three bits of mantissa,
+/// below it multiples of 2^-9.
 inline float RoundE4m3(float x) {
   if (!(x < 448.0f)) return 448.0f;
   if (x < 0x1p-6f) return (x + 0x1p14f) - 0x1p14f;
@@ -98,7 +101,8 @@ inline float RoundE4m3(float x) {
   return x;
 }
 
-/// EncodeE2m1 and back: above 1 a number keeps one bit of mantissa, below it multiples of 0.5; both to even, as the codes are.
+/// EncodeE2m1 and back: above 1 a number keeps one bit of mantissa, below it multiples of 0.5; both
+/// to even, as the codes are.
 inline __m512 RoundE2m1(__m512 x) {
   const __mmask16 ordered = _mm512_cmp_ps_mask(x, x, _CMP_ORD_Q);
   const __m512 a = _mm512_min_ps(_mm512_abs_ps(x), _mm512_set1_ps(6));  // a NaN becomes 6
@@ -124,7 +128,8 @@ inline __m512 QuantizeBlock(__m512 x, float gscale) {
   return _mm512_mul_ps(RoundE2m1(_mm512_mul_ps(x, _mm512_set1_ps(inverse))), _mm512_set1_ps(scale));
 }
 
-/// e^x for 16 numbers within 2 ulp: 2^n * e^r, |r| <= ln2 / 2, Taylor to r^7 (next term below 2^-27).
+/// e^x for 16 numbers within 2 ulp: 2^n * e^r, |r| <= ln2 / 2, Taylor to r^7 (next term below
+/// 2^-27).
 inline __m512 Exp(__m512 x) {
   x = _mm512_max_ps(_mm512_set1_ps(-104), _mm512_min_ps(_mm512_set1_ps(89), x));
   const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
@@ -141,7 +146,8 @@ inline __m512 Exp(__m512 x) {
   return _mm512_scalef_ps(p, n);
 }
 
-// min and max give their second operand when either is a NaN: data stand there, so that a NaN comes through.
+// min and max give their second operand when either is a NaN: data stand there, so that a NaN comes
+// through.
 void Gated(const GatedActivation& how, const float* gate, const float* up, float* h) {
   const __m512 limit = _mm512_set1_ps(how.limit), one = _mm512_set1_ps(1);
   const __m512 g = _mm512_min_ps(limit, _mm512_loadu_ps(gate));

@@ -1,8 +1,10 @@
 // AVX-512 with BF16 products (Zen 4, Cooper Lake, Sapphire Rapids and later).
 //
-// vdpbf16ps takes denormal bf16 inputs as zeros and returns denormal sums as zeros. Weights: a code is 0 or at least 0.5, and code *
-// block scale 0 or at least 2^-10, so none is ever denormal. Activations: what is cut off is below 2^-126 each, and an fp32 sum that
-// holds anything of 2^-102 or more cannot show it. The global scale is multiplied on afterwards in plain fp32, which flushes nothing.
+// vdpbf16ps takes denormal bf16 inputs as zeros and returns denormal sums as zeros. Weights: a code
+// is 0 or at least 0.5, and code * block scale 0 or at least 2^-10, so none is ever denormal.
+// Activations: what is cut off is below 2^-126 each, and an fp32 sum that holds anything of 2^-102
+// or more cannot show it. The global scale is multiplied on afterwards in plain fp32, which flushes
+// nothing.
 
 #if defined(__x86_64__)
 
@@ -119,7 +121,8 @@ void DecodeBf16Tokens(const Byte* strip, const Byte* next, int64_t tiles, const 
   }
 }
 
-/// kStrips x kTokens sums in registers: 3 x 8 leaves seven for the weights, and reached 471 of the 485 GFLOP/s that a Zen 5 core has.
+/// kStrips x kTokens sums in registers: 3 x 8 leaves seven for the weights, and reached 471 of the
+/// 485 GFLOP/s that a Zen 5 core has.
 template <int kStrips, int kTokens>
 void PanelBlock(const Byte* const* panels, bool from_memory, int64_t tiles, const Byte* const* x,
                 float global, float* y, int64_t ldy) {

@@ -1,4 +1,5 @@
-// Plain C++: what the vector files must agree with, and what runs where there is none of them. Not made to be fast.
+// Plain C++: what the vector files must agree with, and what runs where there is none of them. Not
+// made to be fast.
 
 #include <algorithm>
 #include <array>

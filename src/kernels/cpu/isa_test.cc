@@ -53,7 +53,8 @@ class IsaTest : public testing::TestWithParam<CpuIsa> {
  protected:
   const CpuKernels& kernels() const { return KernelsFor(GetParam()); }
 
-  /// A packed activation's bits as those of its bf16, whichever form the ISA holds it in; an fp32 form must be an exact bf16.
+  /// A packed activation's bits as those of its bf16, whichever form the ISA holds it in; an fp32
+  /// form must be an exact bf16.
   uint16_t PackedBits(const AlignedBytes& packed, int64_t i) const {
     if (kernels().activation_bytes == 2) {
       uint16_t bits;
@@ -111,7 +112,8 @@ TEST_P(IsaTest, QuantizesRandomBlocksAsNumericsDoes) {
 }
 
 TEST_P(IsaTest, QuantizesTiesAsNumericsDoes) {
-  // A block whose largest element is 6 s gets the scale s; the others stand on, just under and just over each middle of two codes.
+  // A block whose largest element is 6 s gets the scale s; the others stand on, just under and just
+  // over each middle of two codes.
   std::vector<float> x;
   for (float scale : {0x1p-9f, 3 * 0x1p-9f, 0x1p-6f, 0.875f, 1.0f, 1.125f, 240.0f, 448.0f}) {
     for (float middle : {0.25f, 0.75f, 1.25f, 1.75f, 2.5f, 3.5f, 5.0f, 0.0f, 6.0f, 1.0f}) {
@@ -129,7 +131,8 @@ TEST_P(IsaTest, QuantizesTiesAsNumericsDoes) {
 }
 
 TEST_P(IsaTest, RoundsEveryBlockScaleAsNumericsDoes) {
-  // Largest elements on, under and over the middle of every two neighbouring E4M3 scales, below the smallest and beyond the largest.
+  // Largest elements on, under and over the middle of every two neighbouring E4M3 scales, below the
+  // smallest and beyond the largest.
   std::vector<float> x;
   for (unsigned byte = 0; byte < 0x7E; ++byte) {
     const float middle =
@@ -212,7 +215,8 @@ TEST_P(IsaTest, ActivationFunctionsLetNansThrough) {
   for (int i = 0; i < 16; ++i) EXPECT_EQ(std::isnan(h[i]), i == 3 || i == 5) << i;
 }
 
-/// Both ways of multiplying a strip, at the kernels' own interface, for every number of tokens and strips.
+/// Both ways of multiplying a strip, at the kernels' own interface, for every number of tokens and
+/// strips.
 TEST_P(IsaTest, DecodeAndPanelsAreWithinTheFp32Bound) {
   Random random(3);
   for (TileFormat format : {TileFormat::kNvfp4, TileFormat::kBf16}) {

@@ -14,7 +14,8 @@ namespace {
 constexpr size_t kMaxShards =
     16;  // of linears that share an input: q, k, v; gate, up; four in a hybrid's delta rule
 
-/// The distinct forms in which the shards want x: rounded to bf16, or quantized by one of their scales.
+/// The distinct forms in which the shards want x: rounded to bf16, or quantized by one of their
+/// scales.
 struct Forms {
   std::array<std::optional<float>, kMaxShards> input_scale;
   std::array<int, kMaxShards> of_shard{};

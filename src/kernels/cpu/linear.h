@@ -13,10 +13,13 @@ namespace nibble::kernels::cpu {
 
 /// y[t, column_of_shard[i] + r] = global_i * sum_k W_i[r, k] * x'[t, k] for every shard i of
 /// linears that share an input. x' is x rounded to bf16, or quantized to NVFP4 where the shard has
-/// an input_scale (which the sum is then multiplied with too). shapes   x [tokens, k] fp32; y
+/// an input_scale (which the sum is then multiplied with too).
+/// shapes   x [tokens, k] fp32; y
 /// [tokens, ldy] fp32: the shards' columns are written, the others left; weights PackedMatrix needs
-/// the columns of shards do not overlap; y does not alias x errors   kOutOfMemory (scratch grows on
-/// the first call of a size); y is unspecified then threads  results do not depend on their number
+/// the columns of shards do not overlap; y does not alias x
+/// errors   kOutOfMemory (scratch grows on
+/// the first call of a size); y is unspecified then
+/// threads  results do not depend on their number
 Result<void> Linear(const CpuKernels& kernels, ThreadPool& pool, Scratch& scratch,
                     std::span<const PreparedLinearShard* const> shards,
                     std::span<const int64_t> column_of_shard, const float* x, int64_t tokens,

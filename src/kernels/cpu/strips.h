@@ -17,8 +17,8 @@ inline constexpr int kBlockTokens = 8;
 inline constexpr int64_t kBlockStride = kPanelStrips * kStripRows;
 
 inline int64_t TilesOf(int64_t k) { return (k + kTileK - 1) / kTileK; }
-/// A panel, and the distance of one packed row of activations from the next. One cache line more than they hold: rows a power of two
-/// apart would compete for the same few lines of L1.
+/// A panel, and the distance of one packed row of activations from the next. One cache line more
+/// than they hold: rows a power of two apart would compete for the same few lines of L1.
 inline int64_t PanelBytes(int64_t k) { return StripBytes(TileFormat::kBf16, k) + 64; }
 inline int64_t PackedRowBytes(const CpuKernels& kernels, int64_t k) {
   return TilesOf(k) * kTileK * kernels.activation_bytes + 64;
@@ -30,7 +30,8 @@ inline bool UsesPanels(const CpuKernels& kernels, TileFormat format, int64_t tok
          (format == TileFormat::kNvfp4 ? kernels.nvfp4_panel_tokens : kernels.bf16_panel_tokens);
 }
 
-/// Up to kPanelStrips neighbouring strips, ready to be multiplied as often as there are blocks of tokens.
+/// Up to kPanelStrips neighbouring strips, ready to be multiplied as often as there are blocks of
+/// tokens.
 class StripGroup {
  public:
   /// `panels` has room for kPanelStrips panels; it is written only for NVFP4 strips as panels.

@@ -16,8 +16,8 @@
 
 namespace nibble::kernels::cpu {
 
-// What the tests of this folder share: random matrices, a packer written from the comment in layout/cpu_tile.h alone, and truths in
-// double made from numerics/.
+// What the tests of this folder share: random matrices, a packer written from the comment in
+// layout/cpu_tile.h alone, and truths in double made from numerics/.
 
 inline constexpr double kEpsilon = 0x1p-24;  // half an ulp of fp32, relative
 
@@ -33,7 +33,8 @@ inline std::string IsaTestName(const testing::TestParamInfo<CpuIsa>& info) {
   return std::string(NameOf(info.param));
 }
 
-/// Memory on a 64-byte boundary, exactly as long as asked for, so that AddressSanitizer sees a read beyond it.
+/// Memory on a 64-byte boundary, exactly as long as asked for, so that AddressSanitizer sees a read
+/// beyond it.
 class AlignedBytes {
  public:
   explicit AlignedBytes(size_t bytes = 0) : storage_(new (std::align_val_t(64)) std::byte[bytes]) {
@@ -104,7 +105,8 @@ inline std::vector<float> RandomFloats(Random& random, int64_t count, float devi
   return v;
 }
 
-/// Codes of all kinds; block scales mostly between 1/8 and 2, some zero, some of the subnormals from 2^-9 on, some the largest.
+/// Codes of all kinds; block scales mostly between 1/8 and 2, some zero, some of the subnormals
+/// from 2^-9 on, some the largest.
 inline TestMatrix RandomMatrix(Random& random, TileFormat format, int64_t n, int64_t k,
                                float global) {
   TestMatrix m;
@@ -129,7 +131,8 @@ inline TestMatrix RandomMatrix(Random& random, TileFormat format, int64_t n, int
   return m;
 }
 
-/// What the kernels multiply instead of x: x in bf16, or the NVFP4 code * block scale * input scale, in the fp32 of the contract.
+/// What the kernels multiply instead of x: x in bf16, or the NVFP4 code * block scale * input
+/// scale, in the fp32 of the contract.
 inline std::vector<double> ActivationTruth(const float* x, int64_t k, const float* gscale) {
   std::vector<double> out(k);
   if (gscale == nullptr) {
@@ -150,8 +153,9 @@ struct Truth {
   double value = 0, bound = 0;
 };
 
-/// global * sum of w x, in which each of x's elements may be off by `slack` (none when empty). An fp32 sum of k terms in any order
-/// stays within k half-ulps of the terms' magnitudes; a few more are for the scales and the global.
+/// global * sum of w x, in which each of x's elements may be off by `slack` (none when empty). An
+/// fp32 sum of k terms in any order stays within k half-ulps of the terms' magnitudes; a few more
+/// are for the scales and the global.
 inline Truth DotTruth(const TestMatrix& m, int64_t row, const std::vector<double>& x,
                       const std::vector<double>& slack = {}) {
   Truth truth;

@@ -9,9 +9,10 @@
 
 namespace nibble::kernels::reference {
 
-// Backend REFERENCE: the truth, in double, straight from the canonical weights, as plain as it can be written. It shares no
-// arithmetic with any other backend but the definitions of the formats in numerics/, which are tested exhaustively. Activations of
-// W4A16 are not rounded at all: the label forbids less than 16 bits, not more.
+// Backend REFERENCE: the truth, in double, straight from the canonical weights, as plain as it can
+// be written. It shares no arithmetic with any other backend but the definitions of the formats in
+// numerics/, which are tested exhaustively. Activations of W4A16 are not rounded at all: the label
+// forbids less than 16 bits, not more.
 
 /// One activation block that is about to be quantized to NVFP4.
 struct BlockEvent {
@@ -23,23 +24,26 @@ struct BlockEvent {
   double gscale = 0;
 };
 
-/// What a computation may use: a way to run units in parallel (results never depend on how), and, for tests and traces, an observer
-/// of every quantized block, called from any thread in no fixed order.
+/// What a computation may use: a way to run units in parallel (results never depend on how), and,
+/// for tests and traces, an observer of every quantized block, called from any thread in no fixed
+/// order.
 struct Context {
   std::function<void(int64_t n, const std::function<void(int64_t)>& unit)> parallel;
   std::function<void(const BlockEvent&)> on_block;
-  /// Sees, and may replace, each row that an expert multiplies (projection as above), after any quantization: how other precisions'
-  /// answers are made, to tell which one a kernel gave.
+  /// Sees, and may replace, each row that an expert multiplies (projection as above), after any
+  /// quantization: how other precisions' answers are made, to tell which one a kernel gave.
   std::function<void(int expert, int projection, int64_t token, std::span<double> row)>
       on_expert_input;
 };
 
-/// y[t, n] = sum_k x[t, k] W[n, k] for one shard; with `input_scale`, x is first quantized to NVFP4 under it, block by block.
+/// y[t, n] = sum_k x[t, k] W[n, k] for one shard; with `input_scale`, x is first quantized to NVFP4
+/// under it, block by block.
 /// shapes  x [tokens, k]; y [tokens, ldy] of which the shard's n columns are written
 void Linear(const Context& context, std::string_view module, const PreparedLinearShard& shard,
             const float* x, int64_t tokens, float* y, int64_t ldy);
 
-/// y[t] = sum_j weights[t,j] * down_e(act(gate_e x_t, up_e x_t)), e = ids[t,j], summed in the order of j.
+/// y[t] = sum_j weights[t,j] * down_e(act(gate_e x_t, up_e x_t)), e = ids[t,j], summed in the order
+/// of j.
 /// shapes  x, y [tokens, hidden]; ids, weights [tokens, top_k]
 void Experts(const Context& context, const PreparedExperts& experts, const float* x, int64_t tokens,
              const int32_t* ids, const float* weights, int top_k, float* y);
@@ -50,7 +54,8 @@ void SiluMul(const float* gate_up, int64_t rows, int64_t intermediate, float* ou
 void RotateHalves(float* head, int64_t dim, const float* cosines, const float* sines,
                   int64_t frequencies);
 
-/// Attention of one query head row over `n` cached positions. keys, values: row stride `stride` floats.
+/// Attention of one query head row over `n` cached positions. keys, values: row stride `stride`
+/// floats.
 void AttendOne(const float* q, const float* keys, const float* values, int64_t n, int64_t stride,
                int64_t dim, float* out);
 

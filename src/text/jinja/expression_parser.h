@@ -12,13 +12,14 @@
 
 namespace nibble::text::jinja {
 
-// What a template may nest. Both keep our own recursion, and that of evaluating, far from the end of a stack.
+// What a template may nest. Both keep our own recursion, and that of evaluating, far from the end
+// of a stack.
 inline constexpr int kMaxNesting = 100;  // of brackets and blocks, while parsing
 // Of an expression's tree: a long chain is as deep as it is long.
 inline constexpr int kMaxHeight = 120;
 
-/// The half of the parser that knows expressions. It takes tokens from where it stands and adds nodes to its Ast;
-/// the half that knows statements (parser.cc) derives from it.
+/// The half of the parser that knows expressions. It takes tokens from where it stands and adds
+/// nodes to its Ast; the half that knows statements (parser.cc) derives from it.
 class ExpressionParser {
  protected:
   using ExprPtr = const Expr*;

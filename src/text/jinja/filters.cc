@@ -255,7 +255,8 @@ Result<Value> SortKey(Runtime& runtime, const Value& item, const Value& attribut
 using Keyed = std::pair<Value, Value>;  // key, item
 
 Result<std::vector<Value>> Sorted(Runtime& runtime, std::vector<Keyed> keyed, bool descending) {
-  // Python sorts stably, backwards too. A merge sort of our own: std::stable_sort may not see an order that fails halfway.
+  // Python sorts stably, backwards too. A merge sort of our own: std::stable_sort may not see an
+  // order that fails halfway.
   std::vector<Keyed> other(keyed.size());
   for (size_t width = 1; width < keyed.size(); width *= 2) {
     for (size_t begin = 0; begin < keyed.size(); begin += 2 * width) {

@@ -217,7 +217,8 @@ Result<void> Parser::ParseSet(Body& body) {
 Result<void> Parser::ParseMacro(Body& body) {
   Stmt stmt = Begin(StmtKind::kMacro);
   Next();
-  // A macro sees the names around it for as long as it lives; here that is the whole template's, so it must stand there.
+  // A macro sees the names around it for as long as it lives; here that is the whole template's, so
+  // it must stand there.
   if (for_depth_ > 0 || in_macro_)
     return Fail(ErrorCode::kUnsupported, "a macro inside a for or a macro is not known here");
   NIBBLE_TRY(stmt.text, ExpectName());

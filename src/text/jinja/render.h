@@ -13,8 +13,8 @@ namespace nibble::text::jinja {
 bool IsGlobal(std::string_view name);
 
 /// Renders a template with these variables.
-/// errors   kInvalidArgument (raise_exception, an undefined value, types that do not fit, a limit), kUnsupported
-///          (something that is not known here); with the line
+/// errors   kInvalidArgument (raise_exception, an undefined value, types that do not fit, a limit),
+///          kUnsupported (something that is not known here); with the line
 Result<std::string> Render(const Ast& ast, std::vector<std::pair<std::string, Value>> variables,
                            const Limits& limits);
 

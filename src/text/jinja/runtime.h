@@ -17,7 +17,8 @@ struct Limits {
   uint64_t steps = 100'000;           // statements, loop rounds and calls
   uint64_t work = uint64_t{1} << 28;  // expressions evaluated, bytes and items looked at or made
   size_t output_bytes = size_t{4} << 20;
-  // Of our own recursion: expressions, blocks and macros together. At most 2 MB of stack, also with AddressSanitizer.
+  // Of our own recursion: expressions, blocks and macros together. At most 2 MB of stack, also with
+  // AddressSanitizer.
   int depth = 250;
 };
 
