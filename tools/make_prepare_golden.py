@@ -141,6 +141,7 @@ def common_cases():
         ("a subnormal would lose a bit", s2, s2 / 16, [0x7E, 0x01], [0x09]),
         ("zeros go anywhere", 1024 * s2, s2 / 1024, [0, 0], full),
         ("both at both ends", 2 * s2, s2, full, full),
+        ("up to exactly 448", s2, 2 * s2, [0x01], [0x76]),
         ("three times", 3 * s2, s2, middle, middle),
         ("one unit in the last place", f32(1.0), 1.0 + 2.0 ** -23, [0x38], [0x38]),
     ]

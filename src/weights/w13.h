@@ -7,8 +7,8 @@
 
 namespace nibble::weights {
 
-// The matrices of an expert as fused kernels want them: gate (w1) and up (w3) as one matrix w13, and
-// the intermediate dimension I padded. A permutation and zeros: no code and no scale changes.
+// The matrices of an expert as fused kernels want them: gate (w1) and up (w3) as one matrix w13,
+// and the intermediate dimension I padded. A permutation and zeros: no code and no scale changes.
 
 /// How the rows of gate and up lie in w13. Upstream, gate_up is what checkpoints, CUTLASS grouped
 /// GEMM, Marlin and B12X in W4A4 have; up_gate is FlashInfer's and that of B12X in W4A16;
