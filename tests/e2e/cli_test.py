@@ -235,6 +235,39 @@ class Inspect(unittest.TestCase):
             self.assertIn("activation_precision=bf16 source_format=modelopt", l)
 
 
+class Verify(unittest.TestCase):
+    def test_every_layer_is_proven(self):
+        for where, precision in ((SAMPLE, "bf16"), (os.path.join(SOURCE, "tests/golden/tiny/ct-nvfp4"), "fp4")):
+            got = run_json("verify", where)
+            self.assertTrue(got["agrees"])
+            for layer in got["layers"]:
+                self.assertEqual((layer["declared"], layer["measured"]), (precision, precision))
+                self.assertGreaterEqual(layer["margin"], 10)
+        self.assertIn("6 of 6 layers", run("verify", SAMPLE, "--moe-backend", "reference")[0])
+
+
+class Plans(unittest.TestCase):
+    def test_a_plan_for_a_device_that_is_not_here(self):
+        got = run_json("inspect", SAMPLE, "--device", "sm_121", "--config-only")
+        self.assertEqual(got["device"], {"name": "sm_121", "present": False})
+        experts = [m for m in got["modules"] if m["kind"] == "experts"][0]
+        self.assertEqual((experts["backend"], experts["kernel"]), ("B12X", "sm120_nvfp4_bf16_experts"))
+        self.assertFalse(experts["in_this_build"])
+        self.assertEqual(experts["activation_precision"], "bf16")
+        self.assertIn("HOPPER", {r["backend"] for r in experts["refused"]})
+
+    def test_a_refusal_carries_every_candidate(self):
+        got = run_json("inspect", SAMPLE, "--device", "sm_75", code=5)["error"]
+        self.assertEqual(got["code"], "Unsupported")
+        self.assertEqual({c["backend"] for c in got["candidates"]}, {"CUTLASS", "B12X", "HOPPER", "MARLIN", "CPU", "REFERENCE"})
+        for candidate in got["candidates"]:
+            self.assertTrue(candidate["reasons"])
+
+    def test_devices(self):
+        self.assertIn("sm_121", {d["name"] for d in run_json("devices")["known"]})
+        self.assertIn("cpu", run("devices")[0])
+
+
 class Text(unittest.TestCase):
     def test_tokenize_and_back(self):
         text = "In the year 1812, the château — naïve 🙂\n"

@@ -205,6 +205,44 @@ class Variants(unittest.TestCase):
         self.assertClose(made(True, experts), made(False, experts), 1e-6)
         self.assertFar(made(True, 1), made(False, 1))
 
+    def test_gate_and_up_may_have_different_global_scales(self):
+        """up_proj's global scale times 2^k with its block scales divided by it: the same numbers, so the same bits, whatever k."""
+        expected = self.logits(Checkpoint("modelopt-w4a16"))
+        counts = {}
+        for power in (-1, 1, 2, 3):
+            made, count = Checkpoint("modelopt-w4a16"), 0
+            for key, (dtype, shape, data) in list(made.tensors.items()):
+                moved = [b - 8 * power for b in data]  # an e4m3 exponent step is 8
+                if not key.endswith("up_proj.weight_scale") or not all(8 <= b <= 126 for b in moved):
+                    continue  # exact only where the scales stay normal numbers
+                count += 1
+                made.tensors[key] = (dtype, shape, bytes(moved))
+                scalar = made.tensors[key + "_2"]
+                value = struct.unpack("<f", scalar[2])[0] * 2.0**power
+                made.tensors[key + "_2"] = (scalar[0], scalar[1], struct.pack("<f", value))
+            self.assertEqual(self.logits(made), expected, power)
+            counts[power] = count
+        self.assertTrue(all(counts[p] > 0 for p in (1, 2, 3)), counts)
+
+    def test_the_log_counts_every_layer_of_a_deep_model(self):
+        """One line an expert kernel's construction: 40 of 40."""
+        deep = Checkpoint("ct-nvfp4a16")
+        deep.config["num_hidden_layers"] = 40
+        deep.config["quantization_config"]["ignore"] = ["lm_head", "re:.*mlp.gate$"]
+        for key in [k for k in deep.tensors if k.startswith(("model.layers.0.", "model.layers.1."))]:
+            _, _, layer, rest = key.split(".", 3)
+            for copy in range(int(layer) + 2, 40, 2):
+                deep.tensors[f"model.layers.{copy}.{rest}"] = deep.tensors[key]
+        folder = deep.write(os.path.join(self.folder, "deep"))
+        done = subprocess.run([NIBBLE, "run", folder, "--prompt-ids", "1", "-n", "1", "--log-level", "debug"], capture_output=True,
+                              timeout=120)
+        self.assertEqual(done.returncode, 0, done.stderr.decode())
+        lines = [l for l in done.stderr.decode().splitlines() if "experts layer=" in l]
+        self.assertEqual(len(lines), 40)
+        for layer, line in enumerate(lines):
+            for field in (f"layer={layer} ", "backend=CPU", "activation_precision=bf16", "source_format=compressed_tensors"):
+                self.assertIn(field, line + " ")
+
     def test_both_dialects_of_one_checkpoint_compute_the_same(self):
         """A modelopt checkpoint rewritten as compressed-tensors: reciprocal globals, other names; within the rounding of 1/x."""
         modelopt = Checkpoint("modelopt-w4a16")
