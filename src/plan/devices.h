@@ -20,7 +20,8 @@ struct KnownDevice {
 
 std::span<const KnownDevice> KnownDevices();
 
-/// The device of a name: "cpu" is `here`, this machine's; otherwise a known one, not present. "sm_121", "sm121" and "12.1" are the same.
+/// The device of a name: "cpu" is `here`, this machine's; otherwise a known one, not present.
+/// "sm_121", "sm121" and "12.1" are the same.
 /// errors  kInvalidArgument listing the names
 Result<DeviceInfo> FindDevice(std::string_view name, const DeviceInfo& here);
 

@@ -13,14 +13,18 @@ struct SwigluParameters {
   std::optional<float> clamp_limit, alpha, beta;
 };
 
-/// The one router of precision (docs/precision.md, rule 4). What a kernel is told follows from the arguments alone:
-///   both activation scales absent: the W4A16 config, whatever the backend; it holds no activation scale of any kind.
+/// The one router of precision (docs/precision.md, rule 4). What a kernel is told follows from the
+/// arguments alone:
+///   both activation scales absent: the W4A16 config, whatever the backend; it holds no activation
+///   scale of any kind.
 ///   both present:                  the W4A4 config, with their reciprocals as gscales.
 ///   one without the other:         kInvalidArgument.
-/// shapes  w13_scale_2 [E, shards] and w2_scale_2 [E]: global weight scales, multipliers; a13_scale [E, shards], a2_scale [E]:
-///         activation scales, multipliers; shards is 2 with a gate, else 1
-/// errors  kInvalidArgument: lengths that do not match; a scale that is not finite or not > 0, naming which
-/// Clamp limit, alpha and beta reach both configs (upstream once dropped them from W4A16 and ran without the clamp).
+/// shapes  w13_scale_2 [E, shards] and w2_scale_2 [E]: global weight scales, multipliers; a13_scale
+///         [E, shards], a2_scale [E]: activation scales, multipliers; shards is 2 with a gate, else
+///         1
+/// errors  kInvalidArgument: lengths that do not match; a scale that is not finite or not > 0,
+///         naming which Clamp limit, alpha and beta reach both configs (upstream once dropped them
+///         from W4A16 and ran without the clamp).
 Result<MoeQuantConfig> MakeNvfp4MoeQuantConfig(Backend backend, SourceFormat source_format,
                                                std::span<const float> w13_scale_2,
                                                std::span<const float> w2_scale_2,

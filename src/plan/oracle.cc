@@ -118,7 +118,8 @@ constexpr RuleRow kRules[] = {{Rule::kBuild, Build},
                               {Rule::kBias, Bias},
                               {Rule::kRouterWeight, RouterWeight}};
 
-/// How the field's messages name what is chosen for, and the backend. FP8's sentences print the name without quotes.
+/// How the field's messages name what is chosen for, and the backend. FP8's sentences print the
+/// name without quotes.
 std::string SubjectOf(const Need& need) {
   std::string_view kind = "BF16";
   if (need.scheme.weight) kind = need.scheme.weight->dtype == ScalarType::kU8 ? "NvFp4" : "FP8";
@@ -144,8 +145,9 @@ std::string Sentence(const std::vector<Reason>& reasons) {
   return fmt::format("{}", fmt::join(parts, "; "));
 }
 
-/// What the row of the backend that comes nearest answers: one for the very scheme before any other, then the one with the fewest
-/// reasons, then the first. Nothing when the backend has no such kernel at all.
+/// What the row of the backend that comes nearest answers: one for the very scheme before any
+/// other, then the one with the fewest reasons, then the first. Nothing when the backend has no
+/// such kernel at all.
 std::optional<Refusal> Nearest(Backend backend, const Need& need, const DeviceInfo& device) {
   const auto distance = [](const std::vector<Reason>& reasons) {
     const bool other_scheme = std::any_of(reasons.begin(), reasons.end(),

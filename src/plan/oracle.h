@@ -39,7 +39,8 @@ inline constexpr Rule kAllRules[] = {Rule::kBuild,  Rule::kDevice,      Rule::kA
                                      Rule::kScheme, Rule::kParallel,    Rule::kShape,
                                      Rule::kBias,   Rule::kRouterWeight};
 
-/// One rule's "no", with what was measured. "kernel does not support " stands before it in an error.
+/// One rule's "no", with what was measured. "kernel does not support " stands before it in an
+/// error.
 struct Reason {
   Rule rule = Rule::kDevice;
   std::string text;
@@ -61,17 +62,19 @@ std::vector<Reason> ReasonsAgainst(const kernels::CatalogueRow& row, const Need&
                                    const DeviceInfo& device, const std::set<Rule>& lifted = {});
 
 /// The first row of the catalogue that can. `forced`: of that backend or an error, never another's.
-/// errors  kUnsupported, in the reference's words. Forced: naming the backend and every failed rule. Automatic: each candidate's
-///         reasons, in the text and as Error::candidates.
+/// errors  kUnsupported, in the reference's words. Forced: naming the backend and every failed
+///         rule. Automatic: each candidate's reasons, in the text and as Error::candidates.
 Result<Choice> Choose(const Need& need, const DeviceInfo& device, std::optional<Backend> forced);
 
 /// Whether any row of the backend, on whatever device, serves this pair of keys.
 bool CanEverServe(Backend backend, const Need& need);
 
-/// Whether any row of the backend, on whatever device, serves weights held like these, whatever its activations.
+/// Whether any row of the backend, on whatever device, serves weights held like these, whatever its
+/// activations.
 bool CanEverServeWeight(Backend backend, const Need& need);
 
-/// A reason as a clause: "kernel does not support <text>", or the text where it is a sentence of its own.
+/// A reason as a clause: "kernel does not support <text>", or the text where it is a sentence of
+/// its own.
 std::string Clause(const Reason& reason);
 
 }  // namespace nibble::plan

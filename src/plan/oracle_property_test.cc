@@ -45,8 +45,9 @@ constexpr int kComputeCapabilities[] = {70, 75, 80, 86, 87, 89, 90, 100, 103, 11
 constexpr Backend kBackends[] = {Backend::kReference, Backend::kCpu,  Backend::kMarlin,
                                  Backend::kHopper,    Backend::kB12x, Backend::kCutlass};
 
-/// Random questions: ordinary ones but for scheme and device, with up to two unusual things each. With everything unusual at once
-/// nothing would be served, and no rule would ever be the only one to say no.
+/// Random questions: ordinary ones but for scheme and device, with up to two unusual things each.
+/// With everything unusual at once nothing would be served, and no rule would ever be the only one
+/// to say no.
 class Source {
  public:
   explicit Source(uint32_t seed) : random_(seed) {}
@@ -144,7 +145,8 @@ bool Holds(std::span<const QuantScheme> schemes, const QuantScheme& scheme) {
   return std::find(schemes.begin(), schemes.end(), scheme) != schemes.end();
 }
 
-// ---- The contract once more, as predicates written from its table of backends and not from the catalogue.
+// ---- The contract once more, as predicates written from its table of backends and not from the
+// catalogue.
 
 /// Which cc's the contract gives a backend; an empty answer is a CPU's.
 bool RunsOn(Backend backend, const DeviceInfo& d) {
@@ -197,7 +199,8 @@ bool RunsRest(Backend backend, const Need& n) {
   return true;
 }
 
-/// The backend that the contract gives a described device, in the order that it prefers; the build does not matter there.
+/// The backend that the contract gives a described device, in the order that it prefers; the build
+/// does not matter there.
 std::optional<Backend> ByContract(const Config& c) {
   for (const Backend backend : {Backend::kCutlass, Backend::kB12x, Backend::kHopper,
                                 Backend::kMarlin, Backend::kCpu, Backend::kReference}) {

@@ -100,7 +100,8 @@ QuantScheme SchemeNamed(const std::string& name) {
   return schemes.at(name);
 }
 
-/// "experts W4A16 gelu tp=2 ep=1 k=1 H=96 I=48 bias router": operation and scheme first; k is top-k.
+/// "experts W4A16 gelu tp=2 ep=1 k=1 H=96 I=48 bias router": operation and scheme first; k is
+/// top-k.
 Need NeedOf(const char* text) {
   const std::map<std::string, Operation> operations = {
       {"experts", Operation::kExperts}, {"linear", Operation::kLinear}, {"glue", Operation::kGlue}};
@@ -210,7 +211,8 @@ TEST(OracleTable, AnswersEveryRow) {
   }
 }
 
-// A refusal for programs says what the one for people says (P 5, and P's JSON): the same names and clauses, each with a reason.
+// A refusal for programs says what the one for people says (P 5, and P's JSON): the same names and
+// clauses, each with a reason.
 TEST(OracleTable, CandidatesOfARefusalAreItsText) {
   for (const std::span<const OracleRow> table : kTables) {
     for (const OracleRow& row : table) {

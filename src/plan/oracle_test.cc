@@ -72,7 +72,8 @@ TEST(Oracle, ChoosesTheBestRowThatFits) {
 }
 
 TEST(Oracle, AForcedBackendThatIsUnfitIsRefusedInTheFieldsWordsAndNeverReplaced) {
-  // FP8's sentences print the backend without quotes, as upstream's do; the CPU has a row for this pair, not yet its code.
+  // FP8's sentences print the backend without quotes, as upstream's do; the CPU has a row for this
+  // pair, not yet its code.
   const QuantScheme fp8 = {kFp8StaticTensor, kFp8StaticTensor};
   auto choice = Choose({Operation::kExperts, fp8}, Cpu(CpuIsa::kAvx512Bf16), Backend::kCpu);
   ASSERT_FALSE(choice.ok());

@@ -38,9 +38,10 @@ struct Deployment {
   bool any_serves_experts = false;
 };
 
-/// The backend that a person forced on modules of this scheme. A bare name binds the quantized experts whose weights it has kernels
-/// for, whatever their activations (it never falls back there), or all of them where it has kernels for none: the refusal must be
-/// said. Elsewhere it binds what the backend could serve on some device.
+/// The backend that a person forced on modules of this scheme. A bare name binds the quantized
+/// experts whose weights it has kernels for, whatever their activations (it never falls back
+/// there), or all of them where it has kernels for none: the refusal must be said. Elsewhere it
+/// binds what the backend could serve on some device.
 std::optional<Backend> ForcedFor(const Deployment& to, const Need& need) {
   std::optional<Backend> own = to.wishes.bf16;
   if (need.scheme.weight)
@@ -81,7 +82,8 @@ uint64_t PreparedWeightBytes(const PlannedModule& m) {
   return 0;
 }
 
-/// Activations of one batch: the residual and its two temporaries, q|k|v, the dense MLP's halves, the experts' intermediates, logits.
+/// Activations of one batch: the residual and its two temporaries, q|k|v, the dense MLP's halves,
+/// the experts' intermediates, logits.
 uint64_t WorkspaceBytes(const checkpoint::ModelConfig& c) {
   const int64_t qkv = static_cast<int64_t>(c.n_heads + 2 * c.n_kv_heads) * c.head_dim;
   const int64_t dense = 3 * static_cast<int64_t>(c.intermediate);
@@ -177,7 +179,8 @@ Result<Plan> MakePlan(const checkpoint::Checkpoint& checkpoint, const DeviceInfo
     to.any_serves_experts |= need.operation == Operation::kExperts && need.scheme.weight &&
                              CanEverServeWeight(*wishes.any, need);
   }
-  // Experts are planned first: where several modules fit nowhere, their refusal is the one that matters.
+  // Experts are planned first: where several modules fit nowhere, their refusal is the one that
+  // matters.
   plan.modules.resize(specs.size());
   for (const Operation operation : {Operation::kExperts, Operation::kLinear, Operation::kGlue}) {
     for (size_t i = 0; i < specs.size(); ++i) {

@@ -9,7 +9,8 @@
 #include "checkpoint/test_shard.h"
 #include "plan/devices.h"
 
-// Whole plans, from configurations alone: what each module of a checkpoint gets, under which wishes, and which refusals end it.
+// Whole plans, from configurations alone: what each module of a checkpoint gets, under which
+// wishes, and which refusals end it.
 
 namespace nibble::plan {
 namespace {

@@ -1,18 +1,21 @@
 #pragma once
 
-// What the oracle must answer, row by row, worked out by hand: "P" is the precision contract (its rules, its table of backends),
-// "U" a section of the project's study of what vLLM does, whose words the refusals keep and whose choices ours are held against.
-// Where ours differs on purpose, the row's note says why.
+// What the oracle must answer, row by row, worked out by hand: "P" is the precision contract (its
+// rules, its table of backends), "U" a section of the project's study of what vLLM does, whose
+// words the refusals keep and whose choices ours are held against. Where ours differs on purpose,
+// the row's note says why.
 
 namespace nibble::plan {
 
 struct OracleRow {
   const char* cites;
   const char* device;  // "sm_121", "cpu-avx2": only described; "here sm_90": in this machine
-  // Words, of which the first two are operation and scheme; where silent: silu, H 2048, I 768, top-k 8, one rank.
+  // Words, of which the first two are operation and scheme; where silent: silu, H 2048, I 768,
+  // top-k 8, one rank.
   const char* need;
   const char* backend;  // as a person writes it after --moe-backend
-  // A kernel's id; or the whole text of an error; or after "~" a part of it. "$word" is one of the test's kWords; "$d" names the row's device.
+  // A kernel's id; or the whole text of an error; or after "~" a part of it. "$word" is one of the
+  // test's kWords; "$d" names the row's device.
   const char* expected;
   const char* note = "";
   const char* if_built = "";  // kernels chosen instead, first first, once a build holds their code
@@ -237,7 +240,8 @@ inline const OracleRow kLinears[] = {
      "B12X has no such kernel at all: U 3.4's sentence without a reason"},
 };
 
-// ---- A backend by name: it, or upstream's sentence with every reason; never another's kernel (U 3.4, P 5).
+// ---- A backend by name: it, or upstream's sentence with every reason; never another's kernel (U
+// 3.4, P 5).
 
 inline const OracleRow kMarlin[] = {
     {"U 3.4, P backends", "sm_80", "experts W4A16", "marlin", "sm80_nvfp4_bf16_experts"},

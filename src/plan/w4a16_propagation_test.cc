@@ -10,8 +10,9 @@
 #include "kernels/catalogue.h"
 #include "plan/moe_quant_config.h"
 
-// The silent failure that the precision contract exists for: a checkpoint labelled W4A16 whose calibrated activation scales reach the
-// config of a backend that has just learned to accept it, which then runs W4A4. Upstream's regression test has three cases (its file:
+// The silent failure that the precision contract exists for: a checkpoint labelled W4A16 whose
+// calibrated activation scales reach the config of a backend that has just learned to accept it,
+// which then runs W4A4. Upstream's regression test has three cases (its file:
 // test_w4a16_propagation); here they are, and the same for every backend.
 
 namespace nibble::plan {
@@ -19,7 +20,8 @@ namespace {
 
 using Scales = std::optional<std::span<const float>>;
 
-// Upstream's case: 8 experts of intermediate size 64 over a width of 128. Of those, a config holds only what is per expert.
+// Upstream's case: 8 experts of intermediate size 64 over a width of 128. Of those, a config holds
+// only what is per expert.
 constexpr int kExperts = 8;
 const std::vector<float> kOnes13(2 * kExperts, 1.0f), kOnes2(kExperts, 1.0f);
 const std::vector<float> kHalves13(2 * kExperts, 0.5f), kHalves2(kExperts, 0.5f);
@@ -118,7 +120,8 @@ TEST_P(EveryBackend, EmptyScalesAreNotAbsentScales) {
   EXPECT_FALSE(Make(GetParam(), Scales(kHalves13), Scales(empty)).ok());
 }
 
-// What upstream's uninitialised memory held (its issues 54189 and 45212): zeros, infinities, NaN. In W4A4 they are errors.
+// What upstream's uninitialised memory held (its issues 54189 and 45212): zeros, infinities, NaN.
+// In W4A4 they are errors.
 TEST_P(EveryBackend, GarbageInAScaleIsNeverTaken) {
   for (const float garbage : {0.0f, -0.5f, INFINITY, -INFINITY, NAN}) {
     for (const bool first : {true, false}) {
@@ -132,7 +135,8 @@ TEST_P(EveryBackend, GarbageInAScaleIsNeverTaken) {
   }
 }
 
-// Upstream's make function once forgot them in W4A16 (contract, rule 4): the clamp was silently not applied.
+// Upstream's make function once forgot them in W4A16 (contract, rule 4): the clamp was silently not
+// applied.
 TEST_P(EveryBackend, ClampAlphaAndBetaReachBoth) {
   const SwigluParameters swiglu = {7.0f, 1.702f, 1.0f};
   for (const bool w4a4 : {false, true}) {

@@ -22,14 +22,16 @@ struct Wishes {
   int tp_size = 1, ep_size = 1;
 };
 
-/// The backend that a name means: ours or an upstream alias, case and '-' '_' folded ("auto": nothing).
+/// The backend that a name means: ours or an upstream alias, case and '-' '_' folded ("auto":
+/// nothing).
 /// errors  kInvalidArgument: `moe_backend='x' is not supported … Expected one of [...]`
 Result<std::optional<Backend>> ParseBackend(std::string_view name);
 
 /// Reads "NAME" or "nvfp4=NAME,fp8=NAME,bf16=NAME,draft=NAME" into the wishes.
 Result<void> ParseMoeBackend(std::string_view text, Wishes* wishes);
 
-/// Reads "auto" or "bf16" into the wishes. Anything lower than the label is refused: there is no flag for it.
+/// Reads "auto" or "bf16" into the wishes. Anything lower than the label is refused: there is no
+/// flag for it.
 Result<void> ParseActivationPrecision(std::string_view text, Wishes* wishes);
 
 }  // namespace nibble::plan

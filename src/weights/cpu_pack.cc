@@ -9,7 +9,8 @@ namespace {
 constexpr int64_t kTileCodeBytes = kTileK / 2;  // of one row
 constexpr int64_t kGroups = kTileK / 16;
 
-// Four groups of 16 codes of one row. Tile by tile, because what is written then stays in L1 until it is whole. A vector of the compiler's own: with SSE2 alone two registers, which is enough.
+// Four groups of 16 codes of one row. Tile by tile, because what is written then stays in L1 until
+// it is whole. A vector of the compiler's own: with SSE2 alone two registers, which is enough.
 typedef uint64_t Groups __attribute__((vector_size(32)));
 
 constexpr Groups Repeat(uint64_t mask) { return Groups{mask, mask, mask, mask}; }
@@ -21,8 +22,8 @@ inline Groups EvenNibbles(Groups v) {
   return (v | v >> 8) & Repeat(0x0000FFFF0000FFFF);
 }
 
-/// Row r of a tile from its 32 bytes of codes and 4 block scales: a group's 16 codes are 64 bits, its two halves of 8 k the two lanes
-/// of 32, and a lane holds its even codes below its odd ones.
+/// Row r of a tile from its 32 bytes of codes and 4 block scales: a group's 16 codes are 64 bits,
+/// its two halves of 8 k the two lanes of 32, and a lane holds its even codes below its odd ones.
 inline void PackTileRow(const uint8_t* codes, const uint8_t* scales, int64_t r, std::byte* tile) {
   Groups groups;
   std::memcpy(&groups, codes, sizeof groups);

@@ -25,8 +25,9 @@ TEST(CpuPack, Nvfp4TilesHoldEveryCodeAndScaleWhereTheLayoutSays) {
     const int64_t strips = (n + 15) / 16, tiles = (k + 63) / 64;
     ASSERT_EQ(packed.size(), static_cast<size_t>(strips * tiles * 576));
     PackStrips(from, 0, strips, packed.data());
-    // The layout's own words (layout/cpu_tile.h): the 16-bit word of row r and parity h at g*128 + z*64 + r*4 + h*2 has nibble i =
-    // code of k = 16g + 8z + 2i + h; scales follow at 512 + 16g + r. Rows and columns beyond n and k are zero.
+    // The layout's own words (layout/cpu_tile.h): the 16-bit word of row r and parity h at g*128 +
+    // z*64 + r*4 + h*2 has nibble i = code of k = 16g + 8z + 2i + h; scales follow at 512 + 16g +
+    // r. Rows and columns beyond n and k are zero.
     for (int64_t row = 0; row < strips * 16; ++row) {
       for (int64_t col = 0; col < tiles * 64; ++col) {
         const std::byte* tile = packed.data() + (row / 16 * tiles + col / 64) * 576;

@@ -24,7 +24,8 @@ std::string ShapeText(const std::vector<uint64_t>& shape) {
   return out + "]";
 }
 
-/// Reads what a model has besides its multiplications, and collects the packing that the rest needs.
+/// Reads what a model has besides its multiplications, and collects the packing that the rest
+/// needs.
 class Loader {
  public:
   Loader(const Checkpoint& checkpoint, const Plan& plan) : checkpoint_(checkpoint), plan_(plan) {}
@@ -33,7 +34,8 @@ class Loader {
   Result<void> Pack(ModelWeights& out, ThreadPool& pool, const Progress& progress);
 
  private:
-  /// A matrix to pack, and the variant that will hold it: stable, because nothing moves after Read().
+  /// A matrix to pack, and the variant that will hold it: stable, because nothing moves after
+  /// Read().
   struct Job {
     CanonicalWeight from;
     PreparedWeight* to;

@@ -42,12 +42,15 @@ struct ModelWeights {
 /// Told as packing goes on; may be empty.
 using Progress = std::function<void(uint64_t done_bytes, uint64_t total_bytes)>;
 
-/// Reads, checks and packs every weight as the plan says. Everything is checked before anything is packed.
-/// errors  those of scheme::ReadLinear and ReadExperts (kNotFound, kCorruptFile naming tensor and place), kOutOfMemory
+/// Reads, checks and packs every weight as the plan says. Everything is checked before anything is
+/// packed.
+/// errors  those of scheme::ReadLinear and ReadExperts (kNotFound, kCorruptFile naming tensor and
+///         place), kOutOfMemory
 Result<ModelWeights> LoadWeights(const checkpoint::Checkpoint& checkpoint, const plan::Plan& plan,
                                  ThreadPool& pool, const Progress& progress = {});
 
-/// Every check of LoadWeights and none of its work: is this checkpoint whole and does it mean what it says?
+/// Every check of LoadWeights and none of its work: is this checkpoint whole and does it mean what
+/// it says?
 Result<ModelWeights> CheckWeights(const checkpoint::Checkpoint& checkpoint, const plan::Plan& plan);
 
 }  // namespace nibble::weights
