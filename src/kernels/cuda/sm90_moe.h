@@ -43,9 +43,9 @@ struct Sm90MoeParams {
   std::byte* workspace = nullptr;  // 256-byte aligned, see below
 };
 
-/// Bytes of workspace for launches of up to `tokens` tokens. It is zeroed once, when it is made,
-/// and every completed launch leaves it ready for the next. One launch at a time may use it; after
-/// a launch that failed, zero it again.
+/// Bytes of workspace for launches of this shape and up to `tokens` tokens. It is zeroed once, when it
+/// is made, and every completed launch leaves it ready for the next. One launch at a time may use it;
+/// after a launch that failed, zero it again.
 size_t Sm90MoeDecodeWorkspace(const Sm90MoeShape& shape, int tokens);
 size_t Sm90MoePrefillWorkspace(const Sm90MoeShape& shape, int tokens);
 
@@ -57,7 +57,8 @@ int Sm90MoeDecodeMaxTokens(const Sm90MoeShape& shape);
 bool Sm90MoeDecodeIsFaster(const Sm90MoeShape& shape, int tokens);
 
 /// One launch that streams the touched experts once per 8 routes. Needs the whole device's
-/// multiprocessors at once (cooperative launch).
+/// multiprocessors at once (cooperative launch). Its blocks may start before the kernel ahead of it in
+/// the stream has ended, and wait for that end (programmatic dependent launch).
 /// errors   kInvalidArgument (shape, pointers, tokens), kDevice
 Result<void> LaunchSm90MoeDecode(const Sm90MoeParams& params, cudaStream_t stream);
 

@@ -7,10 +7,11 @@
 //   lists  every block groups the routes by expert into items of up to 8 (the n of the mma)
 //   GEMM1  task = (item, 32 rows). A group of 8 warps splits K, so that a warp's slice of x stays
 //          in registers while the item lasts. Partial sums meet in shared memory; the warps take
-//          turns in adding them up, applying the activation and storing h. A counter per item in
-//          global memory says how many of its tasks are done.
+//          turns in adding them up, applying the activation and storing h.
 //   GEMM2  a block owns 16 or 32 rows of y for all routes. A warp, or a pair that splits K, takes
-//          an item and waits for that item's counter alone: there is no grid barrier.
+//          an item and loads that item's h until none of it is zero: what has not been stored yet
+//          is zero, so there is neither grid barrier, nor fence, nor counter. Launches use two
+//          halves of h in turn, and each makes the other's half zero again.
 //   sum    over top-k in shared memory in the order of k; y is stored once.
 //
 // Measurements and what was tried: docs/performance.md.
@@ -28,14 +29,40 @@ namespace {
 
 // --- GEMM1 ---
 
-/// Where, in h's 64-block, a GEMM2 lane looks for the feature of row g of a w13 tile: lane t takes
-/// its 16 k's as two 16-byte loads 64 bytes apart.
-__device__ __forceinline__ int HiddenSlot(int task, int tile, int g) {
-  const int w = task % 4, a = g / 2;
-  return w / 2 * 32 + (2 * (a % 2) + tile) * 8 + 4 * (w % 2) + 2 * (a / 2) + g % 2;
+__device__ __forceinline__ __nv_bfloat16 Activate(float gate, float up) {
+  return __float2bfloat16(__fdividef(gate, 1.0f + __expf(-gate)) * up);
 }
 
-/// Adds up a task's partial sums, applies the activation, stores h and counts the task.
+__device__ __forceinline__ __nv_bfloat16* RowOfH(const Args& a, const Smem& s, int route) {
+  return a.h + static_cast<size_t>(2 * route + s.odd_launch) * a.padded_intermediate;
+}
+
+/// Stores h of one task, four features of a route at a time. A GEMM2 lane takes its 16 k's of a
+/// 64-block as two 16-byte loads 64 bytes apart, hence the slots. The four features are one 8-byte
+/// store and its low word is never zero: a zero tells GEMM2 that they are not there yet, so neither a
+/// fence nor a counter is needed. (-0 for +0 changes no sum.)
+__device__ __forceinline__ void StoreHidden(const Args& a, Smem& s, const Place& p, const Item& it,
+                                            int task, const float (&gate)[kTaskTiles][2],
+                                            const float (&up)[kTaskTiles][2]) {
+  uint32_t pair[kTaskTiles];  // features g & ~1 and g | 1 of route 2t + g % 2
+#pragma unroll
+  for (int r = 0; r < kTaskTiles; ++r) {
+    const __nv_bfloat162 both(Activate(gate[r][0], up[r][0]), Activate(gate[r][1], up[r][1]));
+    const uint32_t mine = reinterpret_cast<const uint32_t&>(both);
+    const uint32_t other = __shfl_xor_sync(~0u, mine, 4);
+    pair[r] = __byte_perm(mine, other, p.g % 2 ? 0x3276 : 0x5410);
+  }
+  // Lanes of g < 4 store tile 0, the others tile 1.
+  const uint32_t other = __shfl_xor_sync(~0u, p.g < 4 ? pair[1] : pair[0], 16);
+  const uint32_t low = p.g < 4 ? pair[0] : other, high = p.g < 4 ? other : pair[1];
+  const int column = 2 * p.t + p.g % 2, w = task % 4;
+  if (column >= it.routes) return;
+  const int slot = w / 2 * 32 + (2 * (p.g / 2 % 2) + p.g / 4) * 8 + 4 * (w % 2);
+  StoreRelaxed(RowOfH(a, s, s.route[it.first + column]) + task / 4 * 64 + slot,
+               low != 0 ? low : 0x80008000u, high);
+}
+
+/// Adds up a task's partial sums, applies the activation and stores h.
 __device__ __forceinline__ void FinishTask(const Args& a, Smem& s, const Place& p, const Work& w,
                                            int i, int item, int task, float2 global) {
   const int buffer = i % kPartialBuffers;
@@ -52,20 +79,16 @@ __device__ __forceinline__ void FinishTask(const Args& a, Smem& s, const Place& 
   }
   BarrierArrive(SharedAddress(&s.partial_empty[p.group][buffer]));
   const float gate_scale = global.x * kHopperWeightScale, up_scale = global.y * kHopperWeightScale;
+  float gate[kTaskTiles][2], up[kTaskTiles][2];
 #pragma unroll
-  for (int c = 0; c < 2; ++c) {
-    if (2 * p.t + c >= it.routes) continue;
-    const int route = s.route[it.first + 2 * p.t + c];
-    __nv_bfloat16* h = a.h + static_cast<size_t>(route) * a.padded_intermediate + task / 4 * 64;
+  for (int r = 0; r < kTaskTiles; ++r) {
 #pragma unroll
-    for (int r = 0; r < kTaskTiles; ++r) {
-      const float gate = sum[r][c] * gate_scale, up = sum[r][2 + c] * up_scale;
-      const float silu = __fdividef(gate, 1.0f + __expf(-gate));
-      h[HiddenSlot(task, r, p.g)] = __float2bfloat16(silu * up);
+    for (int c = 0; c < 2; ++c) {
+      gate[r][c] = sum[r][c] * gate_scale;
+      up[r][c] = sum[r][2 + c] * up_scale;
     }
   }
-  __syncwarp();
-  if (p.lane == 0) AddRelease(a.counters + item * kCounterStride, 1);
+  StoreHidden(a, s, p, it, task, gate, up);
 }
 
 /// The token whose activations lane group g of an item multiplies; lanes past the last route repeat
@@ -160,16 +183,6 @@ __device__ __forceinline__ void Gemm1(const Args& a, Smem& s, const Place& p, co
 
 // --- GEMM2 ---
 
-/// Counts the warps, then the blocks, that will poll no more; true in the one warp of the grid that
-/// is the last, which may reset the counters.
-__device__ __forceinline__ bool PastPolls(const Args& a, Smem& s, int lane) {
-  bool last = false;
-  if (lane == 0 && atomicAdd(&s.warps_past_polls, 1u) == kWarps - 1) {
-    last = atomicInc(a.exit_counter, gridDim.x - 1) == gridDim.x - 1;
-  }
-  return __shfl_sync(~0u, static_cast<int>(last), 0);
-}
-
 template <class C>
 __device__ __forceinline__ void StoreColumns(const Args& a, Smem& s, const Place& p, const Work& w,
                                              int item, const float (&acc)[C::kTiles2][4]) {
@@ -188,51 +201,63 @@ __device__ __forceinline__ void StoreColumns(const Args& a, Smem& s, const Place
   }
 }
 
-/// All of this warp's items for one row block. Returns true in the warp that may reset the counters.
+/// Until a unit's activations are all there, loads those again that were not.
 template <class C>
-__device__ __forceinline__ bool Gemm2Block(const Args& a, Smem& s, const Place& p, const Work& w,
-                                           WeightStream<C>& stream, bool first_block) {
+__device__ __forceinline__ void AwaitHidden(const uint4* h, int steps,
+                                            uint32_t (&b)[C::kSteps2][8]) {
+  const auto missing = [&](int k) {
+    return (!C::kAnyShape || k < steps) && min(min(b[k][0], b[k][2]), min(b[k][4], b[k][6])) == 0;
+  };
+  while (true) {
+    bool any = false;
+#pragma unroll
+    for (int k = 0; k < C::kSteps2; ++k) any |= missing(k);
+    if (!__any_sync(~0u, any)) return;
+#pragma unroll
+    for (int k = 0; k < C::kSteps2; ++k) {
+      if (missing(k)) Store8(b[k], LoadRelaxed(h + 8 * k), LoadRelaxed(h + 8 * k + 4));
+    }
+  }
+}
+
+/// All of this warp's items for one row block.
+template <class C>
+__device__ __forceinline__ void Gemm2Block(const Args& a, Smem& s, const Place& p, const Work& w,
+                                           WeightStream<C>& stream) {
   float acc[C::kTiles2][4];
   uint32_t b[C::kSteps2][8];
   int item = w.first_item, next_item = item, unit = 0, next_unit = 0, steps = C::kSteps2;
-  const uint4* h = nullptr;
-  bool may_reset = false;
+  const uint4* next_h = nullptr;
   const int units = w.items2 * w.units2;
 #pragma unroll 1
   for (int i = -1; i < units; ++i) {  // i = -1 only loads the first activations
     const bool more = i + 1 < units;
+    const uint4* h = next_h;
     int next_steps = C::kSteps2;
     if (more) {
       if (next_unit == 0) {
         const Item it = UnpackItem(s.item[w.first_listed + next_item]);
         const int route = s.route[it.first + min(p.g, it.routes - 1)];
-        if (first_block) {
-          const uint32_t* counter = a.counters + next_item * kCounterStride;
-          if (p.lane == 0) {
-            while (LoadAcquire(counter) != static_cast<uint32_t>(a.tasks)) {
-            }
-          }
-          __syncwarp();
-          if (next_item + w.item_stride >= w.items) may_reset = PastPolls(a, s, p.lane);
-        }
-        h = reinterpret_cast<const uint4*>(a.h +
-                                           static_cast<size_t>(route) * a.padded_intermediate +
-                                           w.unit2 * C::kSteps2 * 64) +
-            p.t;
+        next_h =
+            reinterpret_cast<const uint4*>(RowOfH(a, s, route) + w.unit2 * C::kSteps2 * 64) + p.t;
       } else {
-        h += C::kSteps2 * 8;
+        next_h += C::kSteps2 * 8;
       }
       if constexpr (C::kAnyShape) {
         next_steps = min(C::kSteps2, a.steps2 - (w.unit2 + next_unit) * C::kSteps2);
       }
     }
+    const auto load_next = [&](int k) {
+      if (more && (!C::kAnyShape || k < next_steps)) {
+        Store8(b[k], LoadRelaxed(next_h + 8 * k), LoadRelaxed(next_h + 8 * k + 4));
+      }
+    };
     if (i < 0) {
 #pragma unroll
-      for (int k = 0; k < C::kSteps2; ++k) {
-        if (!C::kAnyShape || k < next_steps) Store8(b[k], LoadL2(h + 8 * k), LoadL2(h + 8 * k + 4));
-      }
+      for (int k = 0; k < C::kSteps2; ++k) load_next(k);
     } else {
       const uint8_t* weights = stream.Wait();
+      AwaitHidden<C>(h, steps, b);
       if (unit == 0) {
 #pragma unroll
         for (int r = 0; r < C::kTiles2; ++r) acc[r][0] = acc[r][1] = acc[r][2] = acc[r][3] = 0.0f;
@@ -246,12 +271,13 @@ __device__ __forceinline__ bool Gemm2Block(const Args& a, Smem& s, const Place& 
             MultiplyTile(weights + (k * C::kTiles2 + r) * kHopperTileBytes, p.lane, b[k], acc[r]);
           }
         }
-        if (more && (!C::kAnyShape || k < next_steps)) {
-          Store8(b[k], LoadL2(h + 8 * k), LoadL2(h + 8 * k + 4));
-        }
+        load_next(k);
       }
       stream.Release();
-      if (unit == w.units2 - 1) StoreColumns<C>(a, s, p, w, item, acc);
+      if (unit == w.units2 - 1) {
+        BarrierWait(SharedAddress(&s.gemm1_left), 0);
+        StoreColumns<C>(a, s, p, w, item, acc);
+      }
     }
     steps = next_steps;
     item = next_item;
@@ -261,7 +287,6 @@ __device__ __forceinline__ bool Gemm2Block(const Args& a, Smem& s, const Place& 
       next_item += w.item_stride;
     }
   }
-  return may_reset;
 }
 
 /// y for one row block: the sum over top-k in the order of k.
@@ -289,75 +314,104 @@ __device__ __forceinline__ void SumBlock(const Args& a, const Smem& s, const Wor
   }
 }
 
-template <class C>
-__global__ void __launch_bounds__(kThreads, 1) MoeDecode(const __grid_constant__ Args a) {
-  extern __shared__ __align__(128) uint8_t raw[];
-  Smem& s = *reinterpret_cast<Smem*>(raw);
-  const Place p;
-  int first_id = -1;
-  if (a.routes <= 32 && p.lane < a.routes) first_id = __ldg(a.ids + p.lane);
-  ThreadRoutes mine = LoadRoutes(a);
-
+__device__ __forceinline__ void InitBarriers(Smem& s, const Place& p) {
   if (p.lane == 0) {
     for (int i = 0; i < kSlots; ++i) BarrierInit(SharedAddress(&s.full[p.warp][i]), 1);
+    if (p.warp == 0) BarrierInit(SharedAddress(&s.gemm1_left), kThreads);
     if (p.k_part == 0) {
       for (int i = 0; i < kPartialBuffers; ++i) {
         BarrierInit(SharedAddress(&s.partial_full[p.group][i]), kGroupWarps * 32);
         BarrierInit(SharedAddress(&s.partial_empty[p.group][i]), 32);
       }
     }
-    if (p.warp == 0) s.warps_past_polls = 0;
   }
   BarrierInitFence();
+}
 
+/// Which half of h is this launch's and how much of the other is not zero. One thread asks, early;
+/// the answer is stored when it is there.
+struct Arrival {
+  uint32_t before = 0, routes[2] = {};
+};
+__device__ __forceinline__ Arrival Arrive(const Args& a) {
+  Arrival r;
+  if (threadIdx.x == kThreads - 1) {
+    r.routes[0] = a.state->routes[0], r.routes[1] = a.state->routes[1];
+    r.before = atomicInc(&a.state->arrivals, 2 * gridDim.x - 1);
+  }
+  return r;
+}
+__device__ __forceinline__ void StoreArrival(const Args& a, Smem& s, const Arrival& r) {
+  if (threadIdx.x != kThreads - 1) return;
+  const bool odd = r.before >= gridDim.x;
+  s.odd_launch = odd;
+  s.old_routes = static_cast<int>(odd ? r.routes[0] : r.routes[1]);
+  if (blockIdx.x == 0) a.state->routes[odd] = a.routes;
+}
+
+/// The h of the launch before becomes zero for the launch after this one.
+__device__ __forceinline__ void ZeroOldHidden(const Args& a, const Smem& s) {
+  const int row = a.padded_intermediate / 8, n = s.old_routes * row;
+  for (int i = blockIdx.x * kThreads + threadIdx.x; i < n; i += gridDim.x * kThreads) {
+    const int route = i / row;
+    reinterpret_cast<uint4*>(a.h)[i + (route + 1 - s.odd_launch) * row] = make_uint4(0, 0, 0, 0);
+  }
+}
+
+template <class C>
+__global__ void __launch_bounds__(kThreads, 1) MoeDecode(const __grid_constant__ Args a) {
+  extern __shared__ __align__(128) uint8_t raw[];
+  Smem& s = *reinterpret_cast<Smem*>(raw);
+  const Place p;
+  InitBarriers(s, p);
+  LetNextKernelStart();
+  WaitForPreviousKernel();
+
+  const Arrival arrival = Arrive(a);
   int items = -1;
-  LoadGlobals(a, mine);
-  if (a.routes <= 32) items = ListsByWarp(a, s, p, first_id);
+  Work w;
+  if (a.routes <= kFewRoutes) {
+    items = ListsByWarp(a, s, p, p.lane < a.routes ? __ldg(a.ids + p.lane) : -1);
+    w = Divide<C>(a, p, items, 32 * p.warp);
+  }
+  ThreadRoutes mine;
   const bool by_block = items < 0;
-  if (by_block) items = ListItems(a, s, p, mine);
-  const Work w = Divide<C>(a, p, items, by_block ? 0 : 32 * p.warp);
+  if (by_block) {
+    mine = LoadRoutes(a);
+    LoadGlobals(a, mine);
+    items = ListItems(a, s, p, mine);
+    w = Divide<C>(a, p, items, 0);  // in either branch: a few tokens' path is shorter by the jump
+  }
   WeightStream<C> stream(a, s, p, w);
   stream.Fill(false);
+  StoreArrival(a, s, arrival);
   if (by_block) {
     ListRoutes(s, mine);
   } else {
+    mine = LoadRoutes(a);
+    LoadGlobals(a, mine);
     __syncthreads();
   }
 
   StoreFactors(a, s, mine);
+  ZeroOldHidden(a, s);
   Gemm1<C>(a, s, p, w, stream);
   stream.Fill(true);
-  __syncthreads();  // the partial sums' memory becomes `out`
+  BarrierArrive(SharedAddress(&s.gemm1_left));
 
-  bool may_reset = false;
-  if (!stream.has_gemm2()) may_reset = PastPolls(a, s, p.lane);
-  for (int i = 0; i < max(w.blocks2, 1); ++i) {
-    if (stream.has_gemm2()) may_reset |= Gemm2Block<C>(a, s, p, w, stream, i == 0);
+  for (int i = 0; i < w.blocks2; ++i) {
+    Gemm2Block<C>(a, s, p, w, stream);
     __syncthreads();
-    const int block = blockIdx.x + i * gridDim.x;
-    if (block < a.row_blocks) SumBlock<C>(a, s, w, block);
+    SumBlock<C>(a, s, w, blockIdx.x + i * gridDim.x);
     if (i + 1 < w.blocks2) __syncthreads();
-  }
-  if (may_reset) {
-    for (int i = p.lane; i < items; i += 32) a.counters[i * kCounterStride] = 0;
   }
 }
 
 // --- launch ---
 
-struct Workspace {
-  size_t counters, exit_counter, h, bytes;
-};
-// The counters' places do not depend on the number of tokens: a launch of few tokens must leave alone
-// what one of many needs to be zero.
-Workspace Layout(const Sm90MoeShape& shape, int tokens) {
-  Workspace ws{};
-  ws.exit_counter = kMaxRoutes * kCounterStride * sizeof(uint32_t);
-  ws.h = ws.exit_counter + 256;
-  ws.bytes = ws.h + static_cast<size_t>(tokens) * shape.top_k * RoundUpTo(shape.intermediate, 64) *
-                        sizeof(Bf16);
-  return ws;
-}
+// The workspace: LaunchState, then h. Neither's place depends on the number of tokens.
+constexpr size_t kHiddenOffset = 256;
+static_assert(sizeof(LaunchState) <= kHiddenOffset);
 
 template <class C>
 Result<void> Launch(Args args, cudaStream_t stream) {
@@ -366,16 +420,18 @@ Result<void> Launch(Args args, cudaStream_t stream) {
   args.by_weight = 1.0f / static_cast<float>(2 * blocks + std::max(blocks - args.row_blocks, 0));
   NIBBLE_CUDA_TRY(cudaFuncSetAttribute(MoeDecode<C>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                        sizeof(Smem)));
-  cudaLaunchAttribute cooperative{};
-  cooperative.id = cudaLaunchAttributeCooperative;
-  cooperative.val.cooperative = 1;
+  cudaLaunchAttribute attributes[2]{};
+  attributes[0].id = cudaLaunchAttributeCooperative;
+  attributes[0].val.cooperative = 1;
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(blocks);
   config.blockDim = dim3(kThreads);
   config.dynamicSmemBytes = sizeof(Smem);
   config.stream = stream;
-  config.attrs = &cooperative;
-  config.numAttrs = 1;
+  config.attrs = attributes;
+  config.numAttrs = 2;
   NIBBLE_CUDA_TRY(cudaLaunchKernelEx(&config, MoeDecode<C>, args));
   return {};
 }
@@ -402,7 +458,8 @@ int Sm90MoeDecodeMaxTokens(const Sm90MoeShape& shape) {
 }
 
 size_t Sm90MoeDecodeWorkspace(const Sm90MoeShape& shape, int tokens) {
-  return decode::Layout(shape, tokens).bytes;
+  return decode::kHiddenOffset + static_cast<size_t>(tokens) * shape.top_k * 2 *
+                                     RoundUpTo(shape.intermediate, 64) * sizeof(Bf16);
 }
 
 Result<void> LaunchSm90MoeDecode(const Sm90MoeParams& params, cudaStream_t stream) {
@@ -410,7 +467,6 @@ Result<void> LaunchSm90MoeDecode(const Sm90MoeParams& params, cudaStream_t strea
   const Sm90MoeShape& shape = params.shape;
   const HopperLayout l13 = HopperW13Layout(shape.hidden, shape.intermediate);
   const HopperLayout l2 = HopperW2Layout(shape.hidden, shape.intermediate);
-  const decode::Workspace ws = decode::Layout(shape, params.tokens);
   decode::Args a{};
   a.x = reinterpret_cast<const __nv_bfloat16*>(params.x);
   a.ids = params.ids;
@@ -420,9 +476,8 @@ Result<void> LaunchSm90MoeDecode(const Sm90MoeParams& params, cudaStream_t strea
   a.g1 = reinterpret_cast<const float2*>(params.g1);
   a.g2 = params.g2;
   a.y = reinterpret_cast<__nv_bfloat16*>(params.y);
-  a.h = reinterpret_cast<__nv_bfloat16*>(params.workspace + ws.h);
-  a.counters = reinterpret_cast<uint32_t*>(params.workspace);
-  a.exit_counter = reinterpret_cast<uint32_t*>(params.workspace + ws.exit_counter);
+  a.state = reinterpret_cast<decode::LaunchState*>(params.workspace);
+  a.h = reinterpret_cast<__nv_bfloat16*>(params.workspace + decode::kHiddenOffset);
   a.tokens = params.tokens;
   a.top_k = shape.top_k;
   a.routes = params.tokens * shape.top_k;

@@ -21,10 +21,10 @@ inline constexpr int kPartialBuffers = 4;
 inline constexpr int kItemRoutes = 8;  // the n of the mma
 inline constexpr int kEvenTasks = 13;  // a block; from there on the shares are uneven
 inline constexpr int kMaxRoutes = 1024;
+inline constexpr int kFewRoutes = 32;  // a warp lists them by itself
 inline constexpr int kMaxExperts = 1024;
 inline constexpr int kOutFloats = 16384;
-inline constexpr int kCounterStride = 32;  // one 128-byte line an item
-inline constexpr int kTaskTiles = 2;       // a GEMM1 task is 32 rows: 16 features
+inline constexpr int kTaskTiles = 2;  // a GEMM1 task is 32 rows: 16 features
 inline constexpr int kUnitSteps1 = kSlotBytes / (kTaskTiles * kHopperTileBytes);
 
 /// Division of small numbers by a launch constant: exact while n * divisor < 2^32.
@@ -37,6 +37,12 @@ __device__ __forceinline__ int operator/(int n, const Divisor& d) {
   return d.divisor == 1 ? n : static_cast<int>(__umulhi(n, d.magic));
 }
 
+/// What launches leave in the workspace for the next.
+struct LaunchState {
+  uint32_t arrivals;   // of blocks, modulo two launches
+  uint32_t routes[2];  // that the last even and the last odd launch stored h of
+};
+
 struct Args {
   const __nv_bfloat16* x;
   const int32_t* ids;
@@ -45,9 +51,10 @@ struct Args {
   const float2* g1;
   const float* g2;
   __nv_bfloat16* y;
-  __nv_bfloat16* h;        // [routes][padded I], inside 64-blocks in the order of HiddenSlot()
-  uint32_t* counters;      // [items][kCounterStride]: finished GEMM1 tasks; zero between launches
-  uint32_t* exit_counter;  // CTAs that are past their last poll
+  // [routes][even, odd launch][padded I], inside 64-blocks in the order of StoreHidden(). What a
+  // launch has not stored yet is zero.
+  __nv_bfloat16* h;
+  LaunchState* state;
   int tokens, top_k, routes, experts;
   int hidden, padded_intermediate;
   int steps1, steps2;  // of 64 k, in GEMM1 and GEMM2
@@ -86,11 +93,12 @@ struct Smem {
   uint64_t full[kWarps][kSlots];
   uint64_t partial_full[kGroups][kPartialBuffers];
   uint64_t partial_empty[kGroups][kPartialBuffers];
+  uint64_t gemm1_left;  // the partial sums' memory may become `out`
   uint32_t item[kMaxRoutes];
   float factor[kMaxRoutes];         // router weight * global scale of down
   uint32_t valid[kMaxRoutes / 32];  // bit set: the route has an expert
   uint16_t route[kMaxRoutes];       // position in the items -> route
-  uint32_t warps_past_polls;
+  int odd_launch, old_routes;       // the latter: of the launch before
 };
 static_assert(sizeof(ListScratch) <= kOutFloats * sizeof(float));
 static_assert(sizeof(Smem) <= 232448, "the shared memory of a Hopper block");
@@ -156,19 +164,30 @@ __device__ __forceinline__ int ListsByWarp(const Args& a, Smem& s, const Place& 
   const bool valid =
       lane < a.routes && static_cast<unsigned>(id) < static_cast<unsigned>(a.experts);
   const int key = valid ? id : -1 - lane;
-  const uint32_t same = __match_any_sync(~0u, key);
+  uint32_t same = 1u << lane;
+  if (a.routes <= 8) {  // sooner than match_any
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      if (__shfl_sync(~0u, key, j) == key) same |= 1u << j;
+    }
+  } else {
+    same = __match_any_sync(~0u, key);
+  }
   const int rank = __popc(same & ((1u << lane) - 1)), count = valid ? __popc(same) : 0;
   if (__any_sync(~0u, count > kItemRoutes)) return -1;
   const bool leader = valid && rank == 0;
   const uint32_t leaders = __ballot_sync(~0u, leader);
   const int mine = leader ? count : 0;
-  int sum = mine;
+  int start = __popc(leaders & ((1u << lane) - 1));
+  if (__any_sync(~0u, count > 1)) {  // not for one token
+    int sum = mine;
 #pragma unroll
-  for (int o = 1; o < 32; o <<= 1) {
-    const int n = __shfl_up_sync(~0u, sum, o);
-    if (lane >= o) sum += n;
+    for (int o = 1; o < 32; o <<= 1) {
+      const int n = __shfl_up_sync(~0u, sum, o);
+      if (lane >= o) sum += n;
+    }
+    start = __shfl_sync(~0u, sum - mine, __ffs(same) - 1);
   }
-  const int start = __shfl_sync(~0u, sum - mine, __ffs(same) - 1);
   if (leader) {
     s.item[base + __popc(leaders & ((1u << lane) - 1))] = PackItem(id, count, base + start);
   }

@@ -76,21 +76,19 @@ __device__ __forceinline__ void TensorCopy3(uint32_t to, const void* map, int c0
 }
 // --- loads and stores with a meaning ---
 
-/// Past L1: data that other blocks of this launch wrote.
-__device__ __forceinline__ uint4 LoadL2(const void* p) {
-  uint4 v;
-  asm volatile("ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(p));
-  return v;
+/// Two 8-byte words that another block may be storing with StoreRelaxed; each is seen whole.
+__device__ __forceinline__ uint4 LoadRelaxed(const void* p) {
+  uint64_t low, high;
+  asm volatile("ld.relaxed.gpu.global.v2.b64 {%0,%1}, [%2];"
+               : "=l"(low), "=l"(high)
+               : "l"(p)
+               : "memory");
+  return make_uint4(static_cast<uint32_t>(low), static_cast<uint32_t>(low >> 32),
+                    static_cast<uint32_t>(high), static_cast<uint32_t>(high >> 32));
 }
-__device__ __forceinline__ uint32_t LoadAcquire(const uint32_t* p) {
-  uint32_t v;
-  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
-  return v;
-}
-__device__ __forceinline__ void AddRelease(uint32_t* p, uint32_t v) {
-  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+__device__ __forceinline__ void StoreRelaxed(void* p, uint32_t low, uint32_t high) {
+  const uint64_t v = static_cast<uint64_t>(high) << 32 | low;
+  asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(p), "l"(v) : "memory");
 }
 
 // --- programmatic dependent launch ---
