@@ -199,6 +199,15 @@ double DecisionThatTheReferenceTookOtherwise(Rig& rig, std::span<const int32_t> 
   return HUGE_VAL;
 }
 
+TEST(Reference, LargerCheckpoints) {
+  if (TestData().empty())
+    GTEST_SKIP() << "NIBBLE_TEST_DATA is not set: three of the four mini checkpoints and their "
+                    "long prompts are skipped";
+  EXPECT_EQ(MiniCheckpoints().size(), 4u);
+  for (const Subject& s : MiniCheckpoints())
+    EXPECT_EQ(Reference(s.reference).prompts(), 8) << s.reference;
+}
+
 TEST(Reference, W4A16PromptLogitsAndEveryGreedyToken) {
   auto subjects = MiniCheckpoints();
   for (const Subject& s : TinyCheckpoints()) subjects.push_back(s);
