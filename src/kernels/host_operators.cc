@@ -261,6 +261,7 @@ void HostOperators::RouteTokenCpu(const CanonicalBf16& router, const float* x, b
   }
   const float divisor = renormalize ? chosen : total;
   for (int j = 0; j < top_k; ++j) weights[j] = p[ids[j]] / divisor;
+  if (!observer_.on_route) return;  // no one else reads the probabilities
   for (int64_t e = 0; e < router.n; ++e) p[e] /= total;
 }
 
