@@ -3,7 +3,9 @@
 #include <cstdint>
 #include <optional>
 #include <variant>
+#include <vector>
 
+#include "layout/quant_key.h"
 #include "numerics/bf16.h"
 
 namespace nibble {
@@ -22,13 +24,24 @@ struct CanonicalNvfp4 {
       input_scale;  // W4A4 alone: the activation's global scale, finite, > 0. W4A16: never there.
 };
 
+/// W[n,k] = e4m3(code) * the scale of its group
+struct CanonicalFp8 {
+  int64_t n = 0, k = 0;
+  const uint8_t* codes = nullptr;  // [n, k] e4m3, none NaN
+  GroupShape group;                // PerTensor(), PerChannel() or {128, 128}
+  /// Multipliers, finite, none negative: [1], [n] or [ceil(n/128), ceil(k/128)] row-major. The only
+  /// numbers of a weight that are copied out of the file: they come as bf16 or as fp32.
+  std::vector<float> scales;
+  std::optional<float> input_scale;  // statically quantized activations alone: finite, > 0
+};
+
 /// Sixteen-bit weights as they lie in the file.
 struct CanonicalBf16 {
   int64_t n = 0, k = 0;
   const uint8_t* data = nullptr;  // [n, k] little-endian bf16, any address
 };
 
-using CanonicalWeight = std::variant<CanonicalNvfp4, CanonicalBf16>;
+using CanonicalWeight = std::variant<CanonicalNvfp4, CanonicalBf16, CanonicalFp8>;
 
 inline int64_t RowsOf(const CanonicalWeight& w) {
   return std::visit([](const auto& v) { return v.n; }, w);

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "base/checked.h"
+#include "layout/quant_key.h"
 
 namespace nibble {
 
@@ -17,19 +18,29 @@ namespace nibble {
 // 16g + 8z + 2i + h; then 64 bytes of block scales, [g][r].
 //   So (word >> 4i) & 15 over all lanes looks up, in each 32-bit lane, the bf16 pair (k, k+1) of
 //   that row: what vdpbf16ps multiplies.
+// FP8 tile, 1024 bytes: [32 pairs][16 rows] of e4m3 pairs (k, k+1).
 // BF16 tile, 2048 bytes: [32 pairs][16 rows] of (k, k+1) little-endian bf16 pairs. It is also the
 // panel that an NVFP4 strip expands to.
 
 inline constexpr int64_t kStripRows = 16;
 inline constexpr int64_t kTileK = 64;
 inline constexpr int64_t kNvfp4TileBytes = 576;
+inline constexpr int64_t kFp8TileBytes = 1024;
 inline constexpr int64_t kBf16TileBytes = 2048;
 
 /// What a strip's tiles hold.
-enum class TileFormat : uint8_t { kNvfp4, kBf16 };
+enum class TileFormat : uint8_t { kNvfp4, kBf16, kFp8 };
 
 constexpr int64_t TileBytes(TileFormat format) {
-  return format == TileFormat::kNvfp4 ? kNvfp4TileBytes : kBf16TileBytes;
+  switch (format) {
+    case TileFormat::kNvfp4:
+      return kNvfp4TileBytes;
+    case TileFormat::kFp8:
+      return kFp8TileBytes;
+    case TileFormat::kBf16:
+      break;
+  }
+  return kBf16TileBytes;
 }
 constexpr int64_t StripBytes(TileFormat format, int64_t k) {
   return static_cast<int64_t>(DivUp(static_cast<uint64_t>(k), kTileK)) * TileBytes(format);
@@ -46,6 +57,8 @@ struct PackedMatrix {
   TileFormat format = TileFormat::kNvfp4;
   int64_t n = 0, k = 0;             // the unpadded shape
   const std::byte* data = nullptr;  // [StripCount(n)][StripBytes(format, k)], 64-byte aligned
+  GroupShape group = {};            // kFp8: what shares a scale
+  const float* scales = nullptr;    // kFp8 by channel: [n], by block: [ceil(n/128), ceil(k/128)]
 
   const std::byte* strip(int64_t s) const { return data + s * StripBytes(format, k); }
 };

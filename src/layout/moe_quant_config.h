@@ -26,6 +26,10 @@ struct MoeQuantConfig {
   std::optional<std::vector<float>> a1_gscale;  // [E, shards]
   std::optional<std::vector<float>> a2_gscale;  // [E]
 
+  // Statically quantized FP8 activations alone: their scales, as multipliers.
+  std::optional<std::vector<float>> a1_scale;  // [E, shards]
+  std::optional<std::vector<float>> a2_scale;  // [E]
+
   std::optional<float> clamp_limit, alpha,
       beta;  // of the activation function; in both W4A4 and W4A16 configs
 

@@ -28,8 +28,9 @@ struct PreparedLinearShard {
   std::string_view kernel;  // the catalogue id, for logs and traces
   PreparedWeight weight;
   int64_t n = 0;
-  float global = 1;                  // the weight's global scale; 1 for bf16
-  std::optional<float> input_scale;  // present exactly when the activation is quantized to FP4
+  float global = 1;  // the weight's one scale (NVFP4: global; FP8 per tensor); else 1
+  std::optional<QuantKey> activation;  // how x is quantized; nothing: it is not
+  std::optional<float> input_scale;    // of an FP4 or a static FP8 activation, and of no other
 };
 
 /// y[t, :] = the shards' outputs side by side; all read the same x[t, k].

@@ -119,6 +119,7 @@ Result<PreparedLinearShard> Loader::ReadShard(const PlannedModule& module,
   shard.backend = module.kernel->backend;
   shard.kernel = module.kernel->id;
   shard.n = module.spec.n;
+  shard.activation = module.effective.activation;
   if (const auto* fp4 = std::get_if<CanonicalNvfp4>(&weight)) {
     shard.global = fp4->global;
     shard.input_scale = fp4->input_scale;
