@@ -9,6 +9,7 @@
 #include "numerics/bf16.h"
 #include "numerics/e2m1.h"
 #include "numerics/e4m3.h"
+#include "numerics/fp8.h"
 #include "numerics/nvfp4.h"
 
 namespace nibble {
@@ -168,6 +169,78 @@ TEST(Nvfp4, BlockEdges) {
   const Nvfp4Block saturated = QuantizeNvfp4Block<double>(x, 1.0);
   EXPECT_EQ(saturated.scale, 0x7E);
   EXPECT_EQ(saturated.codes[3], 15);
+}
+
+TEST(E4m3, EveryByteIsExactInBf16) {
+  for (unsigned b = 0; b < 256; ++b) {
+    if ((b & 0x7F) == 0x7F) continue;
+    EXPECT_EQ(RoundToBf16(DecodeE4m3(static_cast<uint8_t>(b))), E4m3ByFormula(b));
+  }
+}
+
+/// Every code's borders under scales whose products with them are exact, so that the quotient is
+/// the number meant: a power of two, in both arithmetics.
+TEST(Fp8, QuantizesEveryBorderOfEveryCode) {
+  for (double scale : {1.0, 0x1p-9, 0x1p5}) {
+    const auto expect = [&](double quotient, unsigned byte) {
+      const double x = quotient * scale;
+      const float near = static_cast<float>(x);
+      EXPECT_EQ(QuantizeFp8(x, scale), byte) << quotient << " under " << scale;
+      EXPECT_EQ(QuantizeFp8(-x, scale), byte | 0x80) << quotient << " under " << scale;
+      if (near == x) {
+        EXPECT_EQ(QuantizeFp8(near, static_cast<float>(scale)), byte) << quotient;
+      }
+    };
+    for (unsigned b = 0; b < 0x7E; ++b) {
+      const double low = E4m3ByFormula(b), middle = (low + E4m3ByFormula(b + 1)) / 2;
+      expect(low, b);
+      expect(std::nextafterf(static_cast<float>(middle), 0), b);
+      expect(middle, b % 2 == 0 ? b : b + 1);
+      expect(std::nextafterf(static_cast<float>(middle), 1e9f), b + 1);
+    }
+    for (double beyond : {448.0, 463.9, 464.0, 480.0, 1e30}) expect(beyond, 0x7E);
+  }
+  EXPECT_EQ(QuantizeFp8(HUGE_VALF, 1.0f), 0x7E);
+  EXPECT_EQ(QuantizeFp8(-HUGE_VALF, 1.0f), 0xFE);
+  EXPECT_EQ(QuantizeFp8(3e38f, 1e-3f), 0x7E) << "a quotient beyond fp32 saturates too";
+  EXPECT_TRUE(IsNanE4m3(QuantizeFp8(std::nanf(""), 1.0f)));
+}
+
+/// The quotient, not the product with a reciprocal, as the references have it.
+TEST(Fp8, DividesByTheScale) {
+  // On and just below the middle of two codes the two differ for some scales: there must be such
+  // numbers among these, or the test says nothing.
+  int told_apart = 0;
+  std::mt19937 rng(5);
+  std::uniform_real_distribution<float> uniform(0.01f, 1.0f);
+  for (int i = 0; i < 200; ++i) {
+    const float scale = uniform(rng);
+    for (unsigned b = 0; b < 0x7E; ++b) {
+      const auto middle = static_cast<float>((E4m3ByFormula(b) + E4m3ByFormula(b + 1)) / 2);
+      float x = middle * scale;
+      for (int step = 0; step < 2; ++step, x = std::nextafterf(x, 0)) {
+        volatile float quotient = x / scale, product = x * (1.0f / scale);
+        const unsigned by_quotient =
+            quotient < middle || (quotient == middle && b % 2 == 0) ? b : b + 1;
+        const unsigned by_product =
+            product < middle || (product == middle && b % 2 == 0) ? b : b + 1;
+        EXPECT_EQ(QuantizeFp8(x, scale), by_quotient) << x << " / " << scale;
+        told_apart += by_quotient != by_product;
+      }
+    }
+  }
+  EXPECT_GT(told_apart, 0);
+}
+
+TEST(Fp8, DynamicScalesMakeTheLargestMagnitude448) {
+  const float x[] = {0.5f, -3.0f, std::nanf(""), 2.0f};
+  EXPECT_EQ(LargestMagnitude<float>(x), 3.0f);
+  EXPECT_EQ(DynamicFp8Scale(3.0f), 3.0f / 448.0f);
+  EXPECT_EQ(DynamicFp8Scale(1e-4f), 1e-4f / 448.0f) << "small rows keep their own scale";
+  EXPECT_EQ(QuantizeFp8(-3.0f, DynamicFp8Scale(3.0f)), 0xFE);
+  EXPECT_EQ(LargestMagnitude<float>({}), 0.0f);
+  EXPECT_GT(DynamicFp8Scale(0.0f), 0.0f);
+  EXPECT_EQ(QuantizeFp8(0.0f, DynamicFp8Scale(0.0f)), 0);
 }
 
 }  // namespace

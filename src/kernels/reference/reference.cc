@@ -6,13 +6,27 @@
 #include <vector>
 
 #include "base/error.h"
+#include "numerics/fp8.h"
 #include "numerics/nvfp4.h"
 
 namespace nibble::kernels::reference {
 namespace {
 
-/// Row n of a weight without its global scale.
+/// Row n under its channel's or its blocks' scales; a scale of the whole tensor is left out.
+void DecodeFp8Row(const CanonicalFp8& w, int64_t n, double* out) {
+  const int64_t blocks = (w.k + kFp8Block - 1) / kFp8Block;
+  for (int64_t i = 0; i < w.k; ++i) {
+    double scale = 1;
+    if (w.group == GroupShape::PerChannel()) scale = w.scales[n];
+    if (w.group == kFp8StaticBlock128.scale.group)
+      scale = w.scales[n / kFp8Block * blocks + i / kFp8Block];
+    out[i] = DecodeE4m3(w.codes[n * w.k + i]) * scale;
+  }
+}
+
+/// Row n of a weight without its one scale of the whole tensor.
 void DecodeRow(const CanonicalWeight& w, int64_t n, double* out) {
+  if (const auto* fp8 = std::get_if<CanonicalFp8>(&w)) return DecodeFp8Row(*fp8, n, out);
   if (const auto* bf16 = std::get_if<CanonicalBf16>(&w)) {
     for (int64_t i = 0; i < bf16->k; ++i) out[i] = LoadBf16(bf16->data + 2 * (n * bf16->k + i));
     return;
@@ -26,8 +40,24 @@ void DecodeRow(const CanonicalWeight& w, int64_t n, double* out) {
   }
 }
 
+const QuantKey* Fp8Key(const std::optional<QuantKey>& key) {
+  return key && key->dtype == ScalarType::kF8E4M3 ? &*key : nullptr;
+}
+
+/// Replaces x by what its FP8 form is worth: under `input_scale` if the key is static, else under
+/// scales of its own.
+void QuantizeFp8Row(const QuantKey& key, float input_scale, double* x, int64_t k) {
+  const int64_t width = key.scale.group.col == -1 ? k : key.scale.group.col;
+  for (int64_t first = 0; first < k; first += width) {
+    const std::span<double> group(x + first, std::min(width, k - first));
+    const double scale =
+        key.scale.is_static ? input_scale : DynamicFp8Scale(LargestMagnitude<double>(group));
+    for (double& v : group) v = DecodeE4m3(QuantizeFp8(v, scale)) * scale;
+  }
+}
+
 /// Replaces x by what its NVFP4 form is worth.
-void QuantizeRow(const Context& context, BlockEvent event, double* x, int64_t k) {
+void QuantizeNvfp4Row(const Context& context, BlockEvent event, double* x, int64_t k) {
   for (int64_t b = 0; b < k / kNvfp4Group; ++b) {
     std::span<double, kNvfp4Group> block(x + b * kNvfp4Group, kNvfp4Group);
     if (context.on_block) {
@@ -115,24 +145,23 @@ void RunExpert(const Context& context, const PreparedExperts& e, int expert,
   for (int64_t t = 0; t < tokens; ++t) {
     std::copy_n(x + routes[t].token * e.hidden, e.hidden, input.begin() + t * e.hidden);
   }
+  const QuantKey* fp8 = Fp8Key(q.scheme.activation);
   const auto first_gemm = [&](int shard, int projection, const CanonicalWeight& w) {
     std::vector<double> in = input;
-    if (q.a1_gscale) {
-      for (int64_t t = 0; t < tokens; ++t) {
-        QuantizeRow(context,
-                    {e.name,
-                     expert,
-                     projection,
-                     routes[t].token,
-                     0,
-                     {},
-                     (*q.a1_gscale)[expert * q.w13_shards + shard]},
-                    in.data() + t * e.hidden, e.hidden);
+    const int64_t index = expert * q.w13_shards + shard;
+    for (int64_t t = 0; t < tokens; ++t) {
+      double* row = in.data() + t * e.hidden;
+      if (q.a1_gscale) {
+        const double gscale = (*q.a1_gscale)[index];
+        QuantizeNvfp4Row(context, {e.name, expert, projection, routes[t].token, 0, {}, gscale}, row,
+                         e.hidden);
+      } else if (fp8 != nullptr) {
+        QuantizeFp8Row(*fp8, q.a1_scale ? (*q.a1_scale)[index] : 0, row, e.hidden);
       }
     }
     OfferRows(context, expert, projection, routes, in, e.hidden);
     std::vector<double> result(tokens * e.intermediate);
-    Multiply(w, q.g1_alphas[expert * q.w13_shards + shard], in, tokens, 0, e.intermediate,
+    Multiply(w, q.g1_alphas[index], in, tokens, 0, e.intermediate,
              [&](int64_t t, int64_t n, double v) { result[t * e.intermediate + n] = v; });
     return result;
   };
@@ -145,10 +174,14 @@ void RunExpert(const Context& context, const PreparedExperts& e, int expert,
     const std::vector<double> up = first_gemm(0, 1, weight(e.up[expert]));
     for (size_t i = 0; i < h.size(); ++i) h[i] = Activate(e, 0, up[i]);
   }
-  if (q.a2_gscale) {
-    for (int64_t t = 0; t < tokens; ++t) {
-      QuantizeRow(context, {e.name, expert, 2, routes[t].token, 0, {}, (*q.a2_gscale)[expert]},
-                  h.data() + t * e.intermediate, e.intermediate);
+  for (int64_t t = 0; t < tokens; ++t) {
+    double* row = h.data() + t * e.intermediate;
+    if (q.a2_gscale) {
+      const double gscale = (*q.a2_gscale)[expert];
+      QuantizeNvfp4Row(context, {e.name, expert, 2, routes[t].token, 0, {}, gscale}, row,
+                       e.intermediate);
+    } else if (fp8 != nullptr) {
+      QuantizeFp8Row(*fp8, q.a2_scale ? (*q.a2_scale)[expert] : 0, row, e.intermediate);
     }
   }
   OfferRows(context, expert, 2, routes, h, e.intermediate);
@@ -165,10 +198,14 @@ void Linear(const Context& context, std::string_view module, const PreparedLinea
   const auto& w = std::get<CanonicalWeight>(shard.weight);
   const int64_t k = ColumnsOf(w);
   std::vector<double> input(x, x + tokens * k);
-  if (shard.input_scale) {
-    const double gscale = 1.0f / *shard.input_scale;
-    for (int64_t t = 0; t < tokens; ++t)
-      QuantizeRow(context, {module, -1, 0, t, 0, {}, gscale}, input.data() + t * k, k);
+  for (int64_t t = 0; shard.activation && t < tokens; ++t) {
+    double* row = input.data() + t * k;
+    if (const QuantKey* fp8 = Fp8Key(shard.activation)) {
+      QuantizeFp8Row(*fp8, shard.input_scale.value_or(0), row, k);
+    } else {
+      const double gscale = 1.0f / *shard.input_scale;
+      QuantizeNvfp4Row(context, {module, -1, 0, t, 0, {}, gscale}, row, k);
+    }
   }
   constexpr int64_t kRowsAUnit = 16;
   context.parallel((shard.n + kRowsAUnit - 1) / kRowsAUnit, [&](int64_t unit) {

@@ -36,8 +36,8 @@ struct Context {
       on_expert_input;
 };
 
-/// y[t, n] = sum_k x[t, k] W[n, k] for one shard; with `input_scale`, x is first quantized to NVFP4
-/// under it, block by block.
+/// y[t, n] = sum_k x[t, k] W[n, k] for one shard. x is first quantized as `shard.activation` says:
+/// to NVFP4 block by block, or to FP8; a static scale is `shard.input_scale`.
 /// shapes  x [tokens, k]; y [tokens, ldy] of which the shard's n columns are written
 void Linear(const Context& context, std::string_view module, const PreparedLinearShard& shard,
             const float* x, int64_t tokens, float* y, int64_t ldy);
