@@ -61,12 +61,11 @@ constexpr std::array kHostRows = {
 constexpr std::array kReferenceRows = {
     Host("reference_nvfp4_f64_experts", Backend::kReference, kExperts, kOnlyW4A16),
     Host("reference_nvfp4_nvfp4_experts", Backend::kReference, kExperts, kOnlyW4A4),
-    Host("reference_fp8_experts", Backend::kReference, kExperts, kFp8Schemes, CpuIsa::kScalar,
-         false),
+    Host("reference_fp8_experts", Backend::kReference, kExperts, kFp8Schemes),
     Host("reference_bf16_f64_experts", Backend::kReference, kExperts, kOnlyBf16),
     Host("reference_nvfp4_f64_linear", Backend::kReference, kLinear, kOnlyW4A16),
     Host("reference_nvfp4_nvfp4_linear", Backend::kReference, kLinear, kOnlyW4A4),
-    Host("reference_fp8_linear", Backend::kReference, kLinear, kFp8Schemes, CpuIsa::kScalar, false),
+    Host("reference_fp8_linear", Backend::kReference, kLinear, kFp8Schemes),
     Host("reference_bf16_f64_linear", Backend::kReference, kLinear, kOnlyBf16),
     Host("reference_f64_glue", Backend::kReference, kGlue, kOnlyBf16),
 };
