@@ -36,6 +36,11 @@ Result<void> CheckScheme(const PreparedExperts& e, const CatalogueRow& row) {
                "{}: activation_precision {} with source_format {}, which declares {}", e.name,
                NameOf(q.activation_precision()), NameOf(q.source_format), ShortName(q.scheme));
   }
+  const bool static_fp8 = q.scheme.activation && q.scheme.activation->scale.is_static;
+  if (static_fp8 != q.a1_scale.has_value() || static_fp8 != q.a2_scale.has_value()) {
+    return Err(ErrorCode::kInternal, "{}: {} static activation scales under {}", e.name,
+               q.a1_scale || q.a2_scale ? "there are" : "there are no", PairName(q.scheme));
+  }
   if (q.scheme.weight.has_value() == (q.source_format == SourceFormat::kNone)) {
     return Err(ErrorCode::kInternal, "{}: scheme {} with source_format {}", e.name,
                ShortName(q.scheme), NameOf(q.source_format));
@@ -47,10 +52,16 @@ Result<void> CheckCounts(const PreparedExperts& e) {
   const MoeQuantConfig& q = e.quant;
   const size_t n = static_cast<size_t>(e.n_experts), shards = static_cast<size_t>(q.w13_shards);
   const bool gated = e.activation != Activation::kRelu2NoMul;
-  const bool counts = shards == (gated ? 2u : 1u) && q.g1_alphas.size() == n * shards &&
-                      q.g2_alphas.size() == n &&
-                      (!q.a1_gscale || q.a1_gscale->size() == n * shards) &&
+  const bool nvfp4 = q.scheme.weight && q.scheme.weight->dtype == ScalarType::kU8;
+  const ExpertScaleRule rule = ExpertScaleRuleOf(e.backend);
+  const size_t alphas = n * static_cast<size_t>(rule.alpha_columns(q.w13_shards));
+  const size_t gscales = n * static_cast<size_t>(rule.activation_columns(q.w13_shards));
+  const bool counts = shards == (gated ? 2u : 1u) && q.g2_alphas.size() == n &&
+                      q.g1_alphas.size() == (nvfp4 ? alphas : n * shards) &&
+                      (!q.a1_gscale || q.a1_gscale->size() == gscales) &&
                       (!q.a2_gscale || q.a2_gscale->size() == n) &&
+                      (!q.a1_scale || q.a1_scale->size() == n * shards) &&
+                      (!q.a2_scale || q.a2_scale->size() == n) &&
                       e.gate.size() == (gated ? n : 0u) && e.up.size() == n && e.down.size() == n;
   if (counts) return {};
   return Err(ErrorCode::kInternal, "{}: weights and scales do not count {} experts", e.name, n);

@@ -14,12 +14,12 @@ namespace {
 constexpr Backend kBackends[] = {Backend::kReference, Backend::kCpu,  Backend::kMarlin,
                                  Backend::kHopper,    Backend::kB12x, Backend::kCutlass};
 
-// A layer's experts, of one row and one group each, whose scales alone matter.
+// A layer's experts, of 16 rows and one group each, whose scales alone matter.
 struct Layer {
   std::vector<Nvfp4Matrix> storage;  // gate, up of every expert
   std::vector<CanonicalNvfp4> gate, up, down;
 
-  explicit Layer(size_t experts) : storage(2 * experts, Nvfp4Matrix(1, 16)) {
+  explicit Layer(size_t experts) : storage(2 * experts, Nvfp4Matrix(16, 16)) {
     for (size_t e = 0; e < experts; ++e) {
       storage[2 * e].scales[0] = storage[2 * e + 1].scales[0] = 0x38;
       gate.push_back(storage[2 * e].View(1e-4f));
@@ -49,6 +49,22 @@ Result<ExpertScales> Make(Backend backend, const Layer& layer) {
   return MakeExpertScales(ExpertScaleRuleOf(backend), layer.gate, layer.up, layer.down);
 }
 
+std::vector<CanonicalWeight> Any(const std::vector<CanonicalNvfp4>& weights) {
+  return {weights.begin(), weights.end()};
+}
+
+Result<ExpertQuant> MakeQuant(Backend backend, const Layer& layer) {
+  const bool w4a4 = layer.down[0].input_scale.has_value();
+  return MakeExpertQuant(backend, w4a4 ? kW4A4 : kW4A16, SourceFormat::kModelopt, Any(layer.gate),
+                         Any(layer.up), Any(layer.down));
+}
+
+void ExpectReciprocals(const std::optional<std::vector<float>>& got,
+                       const std::optional<std::vector<float>>& of) {
+  ASSERT_EQ(got.has_value(), of.has_value());
+  for (size_t i = 0; got && i < of->size(); ++i) EXPECT_EQ((*got)[i], 1.0f / (*of)[i]) << i;
+}
+
 void ExpectGolden(const std::optional<std::vector<float>>& got, const Json& want,
                   std::string_view key) {
   if (want.Find(key)->is_null()) {
@@ -71,12 +87,19 @@ TEST(ExpertScales, AreTheGoldenOnesOfEveryBackendInBothSchemes) {
       const Json& want = *golden.Find(w4a4 ? "w4a4" : "w4a16")->Find(NameOf(backend));
       const auto scales = Make(backend, layer);
       ASSERT_TRUE(scales.ok()) << scales.error().Message();
-      EXPECT_EQ(scales->g1_alphas, FloatsOf(want, "g1"));
-      EXPECT_EQ(scales->g2_alphas, FloatsOf(want, "g2"));
-      ExpectGolden(scales->a1_scales, want, "a1");
-      ExpectGolden(scales->a2_scales, want, "a2");
-      ExpectGolden(scales->fc2_input_scales, want, "fc2");
+      ExpectGolden(scales->a13_scale, want, "a1");
+      ExpectGolden(scales->a2_scale, want, "a2");
       EXPECT_EQ(scales->widened, IntegerOf(want, "widened"));
+      const auto quant = MakeQuant(backend, layer);
+      ASSERT_TRUE(quant.ok()) << quant.error().Message();
+      EXPECT_EQ(quant->widened, scales->widened);
+      const MoeQuantConfig& config = quant->config;
+      EXPECT_EQ(config.scheme, w4a4 ? kW4A4 : kW4A16);
+      EXPECT_EQ(config.g1_alphas, FloatsOf(want, "g1"));
+      EXPECT_EQ(config.g2_alphas, FloatsOf(want, "g2"));
+      ExpectGolden(config.fc2_input_scale, want, "fc2");
+      ExpectReciprocals(config.a1_gscale, scales->a13_scale);
+      ExpectReciprocals(config.a2_gscale, scales->a2_scale);
     }
   }
 }
@@ -97,7 +120,7 @@ TEST(ExpertScales, DifferentScalesOfGateAndUpAreKeptApartOrRefused) {
       continue;
     }
     ASSERT_TRUE(scales.ok()) << scales.error().Message();
-    EXPECT_EQ(scales->g1_alphas, (std::vector<float>{1e-4f, 1e-4f, 1e-4f, 1e-4f, 3e-4f, 1e-4f}));
+    EXPECT_EQ(scales->w13_scale_2, (std::vector<float>{1e-4f, 1e-4f, 1e-4f, 1e-4f, 3e-4f, 1e-4f}));
     EXPECT_TRUE(scales->common.empty());
   }
 }
@@ -120,7 +143,7 @@ TEST(ExpertScales, OneAlphaAndItsShiftsGiveTheSameWeights) {
       Nvfp4Matrix after = layer.storage[2 * e + static_cast<size_t>(half)];
       MultiplyByPowerOfTwo(after.scales, shifts[half]);
       for (int64_t k = 0; k < 16; ++k) {
-        EXPECT_EQ(ValueAt(after.View(scales->g1_alphas[e]), 0, k), ValueAt(before[half], 0, k));
+        EXPECT_EQ(ValueAt(after.View(scales->w13_scale_2[e]), 0, k), ValueAt(before[half], 0, k));
       }
     }
   }
@@ -139,11 +162,15 @@ TEST(ExpertScales, WithoutAGateThereIsOneNumberAnExpert) {
     const bool cutlass = backend == Backend::kCutlass;
     const auto scales = Make(backend, layer);
     ASSERT_TRUE(scales.ok()) << scales.error().Message();
-    EXPECT_EQ(scales->a1_scales,
+    EXPECT_EQ(scales->a13_scale,
               cutlass ? std::vector<float>({1.5f, 1.5f}) : std::vector<float>({0.5f, 1.5f}));
-    EXPECT_EQ(scales->g1_alphas, cutlass ? std::vector<float>({5e-5f * 1.5f, 1e-4f * 1.5f})
-                                         : std::vector<float>({5e-5f, 1e-4f}));
+    EXPECT_EQ(scales->w13_scale_2, std::vector<float>({5e-5f, 1e-4f}));
     EXPECT_TRUE(scales->common.empty());
+    const auto quant = MakeQuant(backend, layer);
+    ASSERT_TRUE(quant.ok()) << quant.error().Message();
+    EXPECT_EQ(quant->config.w13_shards, 1);
+    EXPECT_EQ(quant->config.g1_alphas, cutlass ? std::vector<float>({5e-5f * 1.5f, 1e-4f * 1.5f})
+                                               : std::vector<float>({5e-5f, 1e-4f}));
   }
 }
 
@@ -172,33 +199,74 @@ TEST(ExpertScales, SomeActivationScalesAreNeitherW4A4NorW4A16) {
   }
 }
 
-// Grouped GEMMs that keep the label's scales apart: no backend of ours yet.
-TEST(ExpertScales, FoldingTakesTheScaleOfTheSameExpertAndShard) {
-  const std::vector<float> g1 = {0.5f, 0.25f, 2.0f, 1.0f}, g2 = {4.0f, 8.0f};
-  const std::vector<float> a1 = {3.0f, 5.0f, 9.0f, 7.0f}, a2 = {11.0f, 13.0f};
-  const Layer layer = MakeLayer(g1, g2, &a1, &a2);
-  const struct {
-    ActivationRule activation;
-    std::vector<float> g1;
-  } kCases[] = {{ActivationRule::kPerShard, {1.5f, 1.25f, 18.0f, 7.0f}},
-                {ActivationRule::kPerExpert, {2.5f, 1.25f, 18.0f, 9.0f}}};
-  for (const auto& c : kCases) {
-    const auto scales = MakeExpertScales({AlphaRule::kPerShard, c.activation, true, false},
-                                         layer.gate, layer.up, layer.down);
-    ASSERT_TRUE(scales.ok()) << scales.error().Message();
-    EXPECT_EQ(scales->g1_alphas, c.g1);
-    EXPECT_EQ(scales->g2_alphas, (std::vector<float>{44.0f, 104.0f}));
+TEST(ExpertScales, WeightsThatContradictTheDeclaredSchemeAreRefused) {
+  const std::vector<float> g1(2, 1e-4f), g2(1, 1e-4f), a1(2, 0.5f), a2(1, 0.5f);
+  for (const bool w4a4 : {false, true}) {
+    const Layer layer = MakeLayer(g1, g2, w4a4 ? &a1 : nullptr, w4a4 ? &a2 : nullptr);
+    for (const Backend backend : kBackends) {
+      const auto quant = MakeExpertQuant(backend, w4a4 ? kW4A16 : kW4A4, SourceFormat::kModelopt,
+                                         Any(layer.gate), Any(layer.up), Any(layer.down));
+      ASSERT_FALSE(quant.ok()) << NameOf(backend);
+      EXPECT_NE(quant.error().what.find("declared is QuantKey"), std::string::npos)
+          << quant.error().what;
+    }
   }
 }
 
-TEST(ExpertScales, AnAlphaThatVanishesInFp32IsRefused) {
-  const std::vector<float> g1(2, 1e-20f), g2(1, 1e-20f), a1(2, 1e-19f), a2(1, 1e-3f);
-  const Layer layer = MakeLayer(g1, g2, &a1, &a2);
-  const auto folded = Make(Backend::kCutlass, layer);
-  ASSERT_FALSE(folded.ok());
-  EXPECT_EQ(folded.error().code, ErrorCode::kUnsupported);
-  EXPECT_EQ(folded.error().what.substr(0, 12), "g1_alphas[0]");
-  EXPECT_TRUE(Make(Backend::kHopper, layer).ok());
+// ---- FP8 and 16 bits
+
+CanonicalFp8 Fp8Of(GroupShape group, float scale, std::optional<float> input_scale) {
+  CanonicalFp8 w;
+  w.n = w.k = 16;
+  w.group = group;
+  w.scales = {scale};
+  w.input_scale = input_scale;
+  return w;
+}
+
+TEST(ExpertScales, Fp8ScalesGoWhereTheirSchemeSays) {
+  for (const QuantScheme& scheme : kFp8Schemes) {
+    SCOPED_TRACE(PairName(scheme));
+    const bool tensor = scheme.weight == kFp8StaticTensor;
+    const bool is_static = scheme.activation == kFp8StaticTensor;
+    std::vector<CanonicalWeight> gate, up, down;
+    for (int e = 0; e < 2; ++e) {
+      const auto make = [&](float value) {
+        return Fp8Of(scheme.weight->scale.group, value,
+                     is_static ? std::optional(10 * value) : std::nullopt);
+      };
+      gate.push_back(make(1.0f + static_cast<float>(e)));
+      up.push_back(make(3.0f + static_cast<float>(e)));
+      down.push_back(make(5.0f + static_cast<float>(e)));
+    }
+    const auto quant =
+        MakeExpertQuant(Backend::kCpu, scheme, SourceFormat::kCompressedTensors, gate, up, down);
+    ASSERT_TRUE(quant.ok()) << quant.error().Message();
+    const MoeQuantConfig& config = quant->config;
+    using Floats = std::vector<float>;
+    EXPECT_EQ(config.scheme, scheme);
+    EXPECT_EQ(config.source_format, SourceFormat::kCompressedTensors);
+    EXPECT_EQ(config.g1_alphas, tensor ? Floats({1, 3, 2, 4}) : Floats(4, 1.0f));
+    EXPECT_EQ(config.g2_alphas, tensor ? Floats({5, 6}) : Floats(2, 1.0f));
+    EXPECT_EQ(config.a1_scale, is_static ? std::optional(Floats{10, 30, 20, 40}) : std::nullopt);
+    EXPECT_EQ(config.a2_scale, is_static ? std::optional(Floats{50, 60}) : std::nullopt);
+
+    // A scale that one projection lacks, or has alone.
+    auto& odd = std::get<CanonicalFp8>(up[1]);
+    odd.input_scale = is_static ? std::nullopt : std::optional(1.0f);
+    EXPECT_FALSE(
+        MakeExpertQuant(Backend::kCpu, scheme, SourceFormat::kModelopt, gate, up, down).ok());
+  }
+}
+
+TEST(ExpertScales, SixteenBitExpertsHaveOnes) {
+  const std::vector<CanonicalWeight> three(3, CanonicalBf16{16, 16, nullptr});
+  const auto quant =
+      MakeExpertQuant(Backend::kCpu, kBf16Scheme, SourceFormat::kNone, three, three, three);
+  ASSERT_TRUE(quant.ok());
+  EXPECT_EQ(quant->config.scheme, kBf16Scheme);
+  EXPECT_EQ(quant->config.g1_alphas, std::vector<float>(6, 1.0f));
+  EXPECT_EQ(quant->config.g2_alphas, std::vector<float>(3, 1.0f));
 }
 
 // Multiplying the global scale into the block scales (vLLM's FLASHINFER_B12X does; its PR 48536)
@@ -234,11 +302,11 @@ TEST(ExpertScales, TheGlobalScaleNeverEntersABlockScale) {
       }
       EXPECT_EQ(w13.scales[0], scale);
       EXPECT_EQ(w13.scales[16], scale);
-      for (const float alpha : scales->g1_alphas) {
+      for (const float alpha : scales->w13_scale_2) {
         EXPECT_EQ(ValueAt(w13.View(alpha), 0, 0), 0.5 * exact);
         EXPECT_EQ(ValueAt(w13.View(alpha), 16, 1), exact);
       }
-      EXPECT_EQ(scales->g2_alphas[0], global);
+      EXPECT_EQ(scales->w2_scale_2[0], global);
     }
   }
   EXPECT_EQ(lost, 4);

@@ -5,9 +5,9 @@
 
 #include "base/log.h"
 #include "kernels/experts_check.h"
-#include "plan/moe_quant_config.h"
 #include "scheme/canonical.h"
 #include "weights/cpu_pack.h"
+#include "weights/expert_scales.h"
 
 namespace nibble::weights {
 namespace {
@@ -158,28 +158,10 @@ Result<PreparedExperts> Loader::ReadExperts(const PlannedModule& module) {
   out.gate.assign(read.gate.begin(), read.gate.end());
   out.up.assign(read.up.begin(), read.up.end());
   out.down.assign(read.down.begin(), read.down.end());
-  if (!module.effective.weight) {
-    out.quant = plan::MakeBf16MoeQuantConfig(spec.experts, 2);
-  } else {
-    std::vector<float> w13, w2, a13, a2;
-    for (int e = 0; e < spec.experts; ++e) {
-      const auto& gate = std::get<CanonicalNvfp4>(read.gate[e]);
-      const auto& up = std::get<CanonicalNvfp4>(read.up[e]);
-      const auto& down = std::get<CanonicalNvfp4>(read.down[e]);
-      w13.insert(w13.end(), {gate.global, up.global});
-      w2.push_back(down.global);
-      if (gate.input_scale) a13.push_back(*gate.input_scale);
-      if (up.input_scale) a13.push_back(*up.input_scale);
-      if (down.input_scale) a2.push_back(*down.input_scale);
-    }
-    const bool w4a4 = module.effective.activation.has_value();
-    auto quant = plan::MakeNvfp4MoeQuantConfig(
-        out.backend, module.declared.source_format, w13, w2,
-        w4a4 ? std::optional<std::span<const float>>(a13) : std::nullopt,
-        w4a4 ? std::optional<std::span<const float>>(a2) : std::nullopt);
-    if (!quant) return std::move(quant).error().At(spec.name);
-    out.quant = *std::move(quant);
-  }
+  auto quant = MakeExpertQuant(out.backend, module.effective, module.declared.source_format,
+                               read.gate, read.up, read.down);
+  if (!quant) return std::move(quant).error().At(spec.name);
+  out.quant = std::move(quant->config);
   NIBBLE_CHECK_OK(kernels::CheckExperts(out));
   Log(LogLevel::kDebug,
       "experts layer={} backend={} kernel={} activation_precision={} source_format={}", out.layer,
