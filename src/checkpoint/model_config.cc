@@ -5,7 +5,7 @@
 
 #include "base/quoted.h"
 
-// Field by field after Qwen3MoeConfig of transformers 5. A switch that the file leaves out has that
+// Field by field after Qwen3MoeConfig and Qwen3_5MoeTextConfig of transformers 5. A switch that the file leaves out has that
 // class's default; a size that it leaves out is an error, because a guessed size can only load the
 // wrong weights.
 
@@ -25,7 +25,11 @@ struct Known {
   std::string_view architecture;
   std::string_view model_type;
 };
-constexpr Known kKnown[] = {{ModelFamily::kQwen3Moe, "Qwen3MoeForCausalLM", "qwen3_moe"}};
+constexpr Known kKnown[] = {
+    {ModelFamily::kQwen3Moe, "Qwen3MoeForCausalLM", "qwen3_moe"},
+    {ModelFamily::kQwen35Moe, "Qwen3_5MoeForConditionalGeneration", "qwen3_5_moe"},
+    {ModelFamily::kQwen35Moe, "Qwen3_5MoeForCausalLM", "qwen3_5_moe_text"},
+};
 
 std::string KnownTypes() {
   std::string out;
@@ -73,16 +77,52 @@ Result<void> ReadFamily(const Json& json, ModelConfig& out) {
     if (!good) return Corrupt("\"architectures\" is no list of names");
     out.architecture = list->array()[0].string();
   }
-  for (const Known& known : kKnown) {
-    if (out.model_type != known.model_type) continue;
-    if (!out.architecture.empty() && out.architecture != known.architecture) break;
-    out.family = known.family;
-    return {};
+  // Exporters of text alone pair a family's names in every way.
+  for (const Known& type : kKnown) {
+    if (out.model_type != type.model_type) continue;
+    for (const Known& name : kKnown) {
+      const bool named = out.architecture.empty() || out.architecture == name.architecture;
+      if (!named || name.family != type.family) continue;
+      out.family = type.family;
+      return {};
+    }
   }
   std::string what = fmt::format("model_type {}", Quoted(out.model_type));
   if (!out.architecture.empty())
     what += fmt::format(" with architecture {}", Quoted(out.architecture));
   return Unsupported(std::move(what), "known: " + KnownTypes());
+}
+
+/// What mixes each layer: `layer_types`, or every full_attention_interval-th layer attention.
+Result<std::vector<Mixer>> ReadMixers(const Json& json, const ModelConfig& config) {
+  const bool hybrid = config.family == ModelFamily::kQwen35Moe;
+  std::vector<Mixer> mixers(static_cast<size_t>(config.n_layers), Mixer::kAttention);
+  const Json* types = json.FindSet("layer_types");
+  if (types == nullptr) {
+    if (!hybrid) return mixers;
+    NIBBLE_TRY(auto interval, json.GetInt("full_attention_interval", 1, kMaxLayers));
+    for (int64_t i = 0; i < config.n_layers; ++i) {
+      if ((i + 1) % interval.value_or(4) != 0) mixers[static_cast<size_t>(i)] = Mixer::kDeltaNet;
+    }
+    return mixers;
+  }
+  if (!types->is_array()) return Corrupt("\"layer_types\" is no list");
+  if (types->array().size() != mixers.size()) {
+    return Corrupt(fmt::format("\"layer_types\" has {} entries, num_hidden_layers is {}",
+                               types->array().size(), config.n_layers));
+  }
+  for (size_t i = 0; i < mixers.size(); ++i) {
+    const Json& type = types->array()[i];
+    if (type.is_string() && type.string() == "full_attention") continue;
+    if (!hybrid || !type.is_string() || type.string() != "linear_attention") {
+      return Unsupported(
+          fmt::format("layer_types entry {}",
+                      type.is_string() ? Quoted(type.string()) : WriteJson(type)),
+          hybrid ? "known: full_attention, linear_attention" : "known: full_attention");
+    }
+    mixers[i] = Mixer::kDeltaNet;
+  }
+  return mixers;
 }
 
 /// Options that change the forward pass and that nothing here computes.
@@ -92,22 +132,22 @@ Result<void> RefuseOptions(const Json& json) {
     return Unsupported(fmt::format("hidden_act {}", Quoted(*act)), "known: silu");
   NIBBLE_TRY(bool window, BoolOr(json, "use_sliding_window", false));
   if (window) return Unsupported("use_sliding_window true", "only full attention is known");
-  if (const Json* types = json.FindSet("layer_types")) {
-    if (!types->is_array()) return Corrupt("\"layer_types\" is no list");
-    for (const Json& type : types->array()) {
-      if (type.is_string() && type.string() == "full_attention") continue;
-      return Unsupported(fmt::format("layer_types entry {}",
-                                     type.is_string() ? Quoted(type.string()) : WriteJson(type)),
-                         "known: full_attention");
-    }
-  }
+  NIBBLE_TRY(auto gate, json.GetString("output_gate_type"));
+  if (gate && *gate != "swish" && *gate != "silu")
+    return Unsupported(fmt::format("output_gate_type {}", Quoted(*gate)), "known: swish, silu");
   return {};
 }
 
+struct Rope {
+  double theta = 0;
+  double rotated = 1;  // the part of a head that turns
+};
+
 /// `rope_theta` beside `rope_scaling` (transformers 4) or both inside `rope_parameters`
-/// (transformers 5). A file with both spellings must mean the same by them.
-Result<double> ReadRope(const Json& json) {
-  std::optional<double> theta;
+/// (transformers 5). A file with both spellings must mean the same by them. The sections of
+/// multimodal positions are passed over: for text alone its three positions are one.
+Result<Rope> ReadRope(const Json& json) {
+  std::optional<double> theta, part;
   const Json* places[] = {&json, json.FindSet("rope_parameters"), json.FindSet("rope_scaling")};
   static constexpr std::string_view kNames[] = {"", "rope_parameters", "rope_scaling"};
   for (size_t i = 0; i < std::size(places); ++i) {
@@ -121,9 +161,12 @@ Result<double> ReadRope(const Json& json) {
           fmt::format("\"rope_theta\" is {} and {} in \"{}\"", *theta, *here, kNames[i]));
     }
     if (here) theta = here;
-    NIBBLE_TRY(auto rotated, DoubleIn(*place, "partial_rotary_factor", 0.0, 1.0));
-    if (rotated && *rotated != 1.0)
-      return Unsupported(fmt::format("partial_rotary_factor {}", *rotated), "known: 1");
+    NIBBLE_TRY(auto rotated, DoubleIn(*place, "partial_rotary_factor", 1e-6, 1.0));
+    if (rotated && part && *rotated != *part) {
+      return Corrupt(fmt::format("\"partial_rotary_factor\" is {} and {} in \"{}\"", *part,
+                                 *rotated, kNames[i]));
+    }
+    if (rotated) part = rotated;
     if (i == 0) continue;
     bool typed = false;
     for (const char* key : {"rope_type", "type"}) {
@@ -140,7 +183,7 @@ Result<double> ReadRope(const Json& json) {
     }
   }
   if (!theta) return Corrupt("\"rope_theta\" is missing, there and in \"rope_parameters\"");
-  return *theta;
+  return Rope{*theta, part.value_or(1.0)};
 }
 
 Result<void> ReadAttention(const Json& json, ModelConfig& out) {
@@ -162,7 +205,13 @@ Result<void> ReadAttention(const Json& json, ModelConfig& out) {
         fmt::format("head_dim {} is odd, but rotary positions turn pairs", out.head_dim));
   }
   NIBBLE_TRY(out.attention_bias, BoolOr(json, "attention_bias", false));
-  NIBBLE_TRY(out.rope_theta, ReadRope(json));
+  NIBBLE_TRY(const Rope rope, ReadRope(json));
+  out.rope_theta = rope.theta;
+  out.rotary_dim = static_cast<int>(std::lround(out.head_dim * rope.rotated));
+  if (out.rotary_dim != out.head_dim * rope.rotated || out.rotary_dim % 2 != 0) {
+    return Corrupt(fmt::format("partial_rotary_factor {} of head_dim {} is no even number",
+                               rope.rotated, out.head_dim));
+  }
   NIBBLE_TRY(out.max_positions, RequiredInt(json, "max_position_embeddings", 1, kMaxPositions));
   return {};
 }
@@ -201,8 +250,14 @@ Result<std::vector<bool>> ReadMoeLayers(const Json& json, int n_layers, int64_t 
 }
 
 Result<void> ReadFeedForward(const Json& json, ModelConfig& out) {
+  const bool hybrid = out.family == ModelFamily::kQwen35Moe;
   NIBBLE_TRY(int64_t n_experts, ReadExpertCount(json));
-  NIBBLE_TRY(out.layer_is_moe, ReadMoeLayers(json, out.n_layers, n_experts));
+  if (hybrid) {
+    if (n_experts == 0) return Unsupported("num_experts 0", "known: at least 1");
+    out.layer_is_moe.assign(static_cast<size_t>(out.n_layers), true);
+  } else {
+    NIBBLE_TRY(out.layer_is_moe, ReadMoeLayers(json, out.n_layers, n_experts));
+  }
   bool any_moe = false;
   bool any_dense = false;
   for (bool is_moe : out.layer_is_moe) (is_moe ? any_moe : any_dense) = true;
@@ -220,7 +275,34 @@ Result<void> ReadFeedForward(const Json& json, ModelConfig& out) {
     return Corrupt(fmt::format("num_experts_per_tok {} is more than num_experts {}", out.top_k,
                                out.n_experts));
   }
-  NIBBLE_TRY(out.norm_topk_prob, BoolOr(json, "norm_topk_prob", false));
+  // The hybrid's router always renormalizes and has no switch for it.
+  NIBBLE_TRY(out.norm_topk_prob, BoolOr(json, "norm_topk_prob", hybrid));
+  if (!hybrid) return {};
+  if (!out.norm_topk_prob) return Unsupported("norm_topk_prob false", "known: true");
+  NIBBLE_TRY(out.shared_intermediate,
+             RequiredInt(json, "shared_expert_intermediate_size", 1, kMaxWidth));
+  return {};
+}
+
+/// What the hybrid family has besides: DeltaNet's sizes and the MTP module.
+Result<void> ReadHybrid(const Json& json, ModelConfig& out) {
+  constexpr int64_t kMaxTaps = 16, kMaxMtpLayers = 16;
+  out.zero_centred_norms = true;
+  NIBBLE_TRY(out.attention_gate, BoolOr(json, "attn_output_gate", true));
+  NIBBLE_TRY(auto mtp, json.GetInt("mtp_num_hidden_layers", 0, kMaxMtpLayers));
+  out.mtp_layers = static_cast<int>(mtp.value_or(0));
+  NIBBLE_TRY(out.mtp_own_embeddings, BoolOr(json, "mtp_use_dedicated_embeddings", false));
+  if (out.LayersOf(Mixer::kDeltaNet) == 0) return {};
+  NIBBLE_TRY(out.delta_k_heads, RequiredInt(json, "linear_num_key_heads", 1, kMaxHeads));
+  NIBBLE_TRY(out.delta_v_heads, RequiredInt(json, "linear_num_value_heads", 1, kMaxHeads));
+  NIBBLE_TRY(out.delta_k_dim, RequiredInt(json, "linear_key_head_dim", 1, kMaxHeadDim));
+  NIBBLE_TRY(out.delta_v_dim, RequiredInt(json, "linear_value_head_dim", 1, kMaxHeadDim));
+  NIBBLE_TRY(out.delta_conv, RequiredInt(json, "linear_conv_kernel_dim", 1, kMaxTaps));
+  if (out.delta_v_heads % out.delta_k_heads != 0) {
+    return Corrupt(
+        fmt::format("linear_num_value_heads {} is no multiple of linear_num_key_heads {}",
+                    out.delta_v_heads, out.delta_k_heads));
+  }
   return {};
 }
 
@@ -274,11 +356,15 @@ Result<ModelConfig> ReadConfig(const Json& config) {
   NIBBLE_TRY(out.n_layers, RequiredInt(json, "num_hidden_layers", 1, kMaxLayers));
   NIBBLE_TRY(out.hidden, RequiredInt(json, "hidden_size", 1, kMaxWidth));
   NIBBLE_TRY(out.vocab, RequiredInt(json, "vocab_size", 1, kMaxVocab));
+  out.prefix = text != nullptr ? "model.language_model." : "model.";
+  NIBBLE_TRY(out.mixers, ReadMixers(json, out));
   NIBBLE_CHECK_OK(ReadAttention(json, out));
   NIBBLE_CHECK_OK(ReadFeedForward(json, out));
+  if (out.family == ModelFamily::kQwen35Moe) NIBBLE_CHECK_OK(ReadHybrid(json, out));
   NIBBLE_TRY(auto eps, DoubleIn(json, "rms_norm_eps", 1e-30, 1.0));
   out.rms_eps = static_cast<float>(eps.value_or(1e-6));
-  NIBBLE_TRY(out.tie_embeddings, BoolOr(json, "tie_word_embeddings", false));
+  NIBBLE_TRY(const bool tied, BoolOr(config, "tie_word_embeddings", false));
+  NIBBLE_TRY(out.tie_embeddings, BoolOr(json, "tie_word_embeddings", tied));
   NIBBLE_TRY(out.eos_ids, ReadIds(json, "eos_token_id", out.vocab));
   NIBBLE_TRY(std::vector<int32_t> bos, ReadIds(json, "bos_token_id", out.vocab));
   if (!bos.empty()) out.bos_id = bos.front();

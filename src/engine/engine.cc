@@ -101,8 +101,9 @@ Result<std::unique_ptr<Engine>> Engine::Open(const std::string& dir, const Engin
   e->pool_ = std::make_unique<ThreadPool>(options.threads > 0 ? options.threads : AvailableCores());
   NIBBLE_TRY(e->weights_, weights::LoadWeights(e->checkpoint_, e->plan_, *e->pool_, progress));
   e->operators_ = std::make_unique<kernels::HostOperators>(e->plan_.glue, isa, *e->pool_);
-  NIBBLE_TRY(e->model_, model::Qwen3Moe::Create(e->plan_.model, e->weights_, *e->operators_, 1,
-                                                e->plan_.context));
+  NIBBLE_TRY(e->model_, model::QwenMoe::Create(
+                            e->plan_.model, e->weights_, *e->operators_,
+                            {1, e->plan_.context, e->plan_.kv_dtype, e->plan_.draft_tokens + 1}));
 
   if (auto tokenizer = text::Tokenizer::Load(dir)) {
     e->tokenizer_ = *std::move(tokenizer);
@@ -154,6 +155,7 @@ uint64_t Engine::BytesPerToken() const {
       case checkpoint::ModuleKind::kLinear:
       case checkpoint::ModuleKind::kLmHead:
       case checkpoint::ModuleKind::kRouter:
+      case checkpoint::ModuleKind::kConv:
         elements = static_cast<double>(s.n) * static_cast<double>(s.k);
         break;
       case checkpoint::ModuleKind::kEmbedding:
@@ -265,8 +267,8 @@ Result<double> Engine::NegativeLogLikelihood(std::span<const int32_t> tokens, in
       const int64_t batch = std::min(plan::kMaxBatchTokens, length - start);
       const kernels::SequenceRows sequence{0, 0, batch, start};
       NIBBLE_CHECK_OK(model_->Forward(window.subspan(start, batch), {&sequence, 1}));
-      for (int64_t first = 0; first < batch; first += model::Qwen3Moe::kLogitRows) {
-        const int64_t count = std::min(model::Qwen3Moe::kLogitRows, batch - first);
+      for (int64_t first = 0; first < batch; first += model::QwenMoe::kLogitRows) {
+        const int64_t count = std::min(model::QwenMoe::kLogitRows, batch - first);
         rows.resize(count);
         for (int64_t i = 0; i < count; ++i) rows[i] = first + i;
         logits.resize(count * vocab);

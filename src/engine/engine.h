@@ -12,7 +12,7 @@
 #include "checkpoint/checkpoint.h"
 #include "engine/sampler.h"
 #include "kernels/host_operators.h"
-#include "model/qwen3_moe.h"
+#include "model/qwen_moe.h"
 #include "plan/plan.h"
 #include "text/template.h"
 #include "text/tokenizer.h"
@@ -91,7 +91,7 @@ class Engine {
 
   /// For tests and tracing.
   kernels::HostOperators& operators() { return *operators_; }
-  model::Qwen3Moe& model() { return *model_; }
+  model::QwenMoe& model() { return *model_; }
   double load_seconds() const { return load_seconds_; }
 
  private:
@@ -104,7 +104,7 @@ class Engine {
   std::unique_ptr<ThreadPool> pool_;
   weights::ModelWeights weights_;
   std::unique_ptr<kernels::HostOperators> operators_;
-  std::optional<model::Qwen3Moe> model_;
+  std::optional<model::QwenMoe> model_;
   std::optional<text::Tokenizer> tokenizer_;
   Error tokenizer_error_;
   std::optional<text::ChatTemplate> template_;

@@ -6,6 +6,8 @@
 
 #include "kernels/cpu/experts.h"
 #include "kernels/cpu/linear.h"
+#include "numerics/bf16.h"
+#include "numerics/e4m3.h"
 
 namespace nibble::kernels {
 namespace {
@@ -22,6 +24,7 @@ HostOperators::HostOperators(Backend glue, CpuIsa isa, ThreadPool& pool)
       kernels_(cpu::KernelsFor(isa)),
       ops_(cpu::GlueFor(isa)),
       pool_(pool),
+      delta_(glue == Backend::kReference, ops_, pool),
       scores_(pool.threads()) {
   reference_.parallel = [this](int64_t n, const std::function<void(int64_t)>& unit) {
     pool_.RunEach(n, [&](int64_t i, int) { unit(i); });
@@ -33,7 +36,7 @@ void HostOperators::Observe(HostObserver observer) {
   reference_.on_block = observer_.on_block;
 }
 
-void HostOperators::Keep(Result<void> status) {
+void HostOperators::Note(Result<void> status) {
   if (status_ && !status) status_ = std::move(status);
 }
 
@@ -58,11 +61,15 @@ Result<Routing> HostOperators::AllocateRouting(int64_t rows, int top_k) {
 
 Result<void> HostOperators::AllocateKv(const KvShape& shape) {
   kv_ = shape;
-  const uint64_t half = shape.Bytes(sizeof(float)) / 2;
+  const uint64_t half = shape.Bytes() / 2;
   NIBBLE_TRY(keys_, HugeBuffer::Allocate(half));
   NIBBLE_TRY(values_, HugeBuffer::Allocate(half));
   for (auto& s : scores_) s.resize(shape.capacity);
   return {};
+}
+
+Result<void> HostOperators::AllocateRecurrent(const RecurrentShape& shape) {
+  return delta_.Allocate(shape);
 }
 
 void HostOperators::ForRows(int64_t rows, int64_t work_a_row,
@@ -111,7 +118,7 @@ void HostOperators::Linear(const PreparedLinear& linear, Matrix x, Matrix y) {
     column += shard.n;
   }
   if (n_cpu > 0) {
-    Keep(cpu::Linear(kernels_, pool_, scratch_, {shards, static_cast<size_t>(n_cpu)},
+    Note(cpu::Linear(kernels_, pool_, scratch_, {shards, static_cast<size_t>(n_cpu)},
                      {columns, static_cast<size_t>(n_cpu)}, Floats(x), x.rows, linear.k, Floats(y),
                      y.cols));
   }
@@ -150,16 +157,39 @@ void HostOperators::RopeTable(Vector frequencies, std::span<const SequenceRows> 
   }
 }
 
-float* HostOperators::KvAt(HugeBuffer& cache, int64_t layer, int slot, int64_t position) {
+std::byte* HostOperators::KvAt(HugeBuffer& cache, int64_t layer, int slot, int64_t position,
+                               int64_t column) {
   const int64_t row = (layer * kv_.slots + slot) * kv_.capacity + position;
-  return reinterpret_cast<float*>(cache.data()) + row * kv_.kv_width;
+  return cache.data() + (row * kv_.kv_width + column) * static_cast<int64_t>(BytesOf(kv_.dtype));
+}
+
+float HostOperators::KvScale(const std::vector<float>& scales, int64_t layer) const {
+  return kv_.dtype == KvDtype::kFp8 && !scales.empty() ? scales[layer] : 1.0f;
 }
 
 void HostOperators::StoreKv(const AttentionShape& shape, int64_t layer, const Place& place,
                             int64_t kv_head, const float* k, const float* v) {
-  const int64_t column = kv_head * shape.head_dim;
-  std::copy_n(k, shape.head_dim, KvAt(keys_, layer, place.slot, place.position) + column);
-  std::copy_n(v, shape.head_dim, KvAt(values_, layer, place.slot, place.position) + column);
+  const int64_t column = kv_head * shape.head_dim, n = shape.head_dim;
+  const auto store = [&](HugeBuffer& cache, const float* from, float scale) {
+    std::byte* to = KvAt(cache, layer, place.slot, place.position, column);
+    for (int64_t i = 0; i < n; ++i) {
+      switch (kv_.dtype) {
+        case KvDtype::kF32:
+          std::memcpy(to + 4 * i, &from[i], 4);
+          break;
+        case KvDtype::kBf16: {
+          const Bf16 rounded = ToBf16(from[i]);
+          std::memcpy(to + 2 * i, &rounded, 2);
+          break;
+        }
+        case KvDtype::kFp8:
+          to[i] = static_cast<std::byte>(EncodeE4m3(from[i] / scale));
+          break;
+      }
+    }
+  };
+  store(keys_, k, KvScale(kv_.k_scales, layer));
+  store(values_, v, KvScale(kv_.v_scales, layer));
 }
 
 void HostOperators::NormAndRotate(const AttentionShape& shape, float* head, Vector norm,
@@ -180,7 +210,7 @@ void HostOperators::PrepareKvHead(const AttentionShape& shape, int64_t layer, co
   float* row = qkv + place.row * shape.qkv_width();
   rope += place.row * 2 * frequencies;
   for (int64_t h = kv_head * group; h < (kv_head + 1) * group; ++h) {
-    NormAndRotate(shape, row + h * shape.head_dim, q_norm, rope, frequencies);
+    NormAndRotate(shape, row + h * shape.q_stride(), q_norm, rope, frequencies);
   }
   float* k = row + shape.q_width() + kv_head * shape.head_dim;
   NormAndRotate(shape, k, k_norm, rope, frequencies);
@@ -190,17 +220,28 @@ void HostOperators::PrepareKvHead(const AttentionShape& shape, int64_t layer, co
 void HostOperators::AttendKvHead(const AttentionShape& shape, int64_t layer, const Place& place,
                                  int64_t kv_head, const float* qkv, float* out, int thread) {
   const int64_t group = shape.n_heads / shape.n_kv_heads, dim = shape.head_dim;
-  const int64_t n = place.position + 1, column = kv_head * dim;
-  const float* q = qkv + place.row * shape.qkv_width() + kv_head * group * dim;
-  float* o = out + place.row * shape.q_width() + kv_head * group * dim;
-  const float* keys = KvAt(keys_, layer, place.slot, 0) + column;
-  const float* values = KvAt(values_, layer, place.slot, 0) + column;
-  if (glue_ == Backend::kReference) {
-    for (int64_t h = 0; h < group; ++h) {
-      reference::AttendOne(q + h * dim, keys, values, n, kv_.kv_width, dim, o + h * dim);
-    }
-  } else {
-    ops_.attend(q, group, keys, values, n, kv_.kv_width, dim, scores_[thread].data(), o);
+  const int64_t head = kv_head * group, column = kv_head * dim;
+  AttendArgs args;
+  args.dtype = kv_.dtype;
+  args.keys = KvAt(keys_, layer, place.slot, 0, column);
+  args.values = KvAt(values_, layer, place.slot, 0, column);
+  args.n = place.position + 1;
+  args.stride = kv_.kv_width;
+  args.dim = dim;
+  args.k_scale = KvScale(kv_.k_scales, layer);
+  args.v_scale = KvScale(kv_.v_scales, layer);
+  args.q = qkv + place.row * shape.qkv_width() + head * shape.q_stride();
+  args.group = group;
+  args.q_stride = shape.q_stride();
+  args.scores = scores_[thread].data();
+  args.out = out + place.row * shape.out_width() + head * dim;
+  const bool in_double = glue_ == Backend::kReference;
+  in_double ? reference::Attend(args) : ops_.attend(args);
+  if (!shape.gated) return;
+  for (int64_t h = 0; h < group; ++h) {
+    const float* gate = args.q + h * shape.q_stride() + dim;
+    float* o = args.out + h * dim;
+    in_double ? reference::MulSigmoid(o, gate, dim) : ops_.mul_sigmoid(o, gate, dim);
   }
 }
 
@@ -216,7 +257,7 @@ void HostOperators::Attention(const AttentionShape& shape, int64_t layer,
     alone = alone && s.n_rows == 1;
     for (int64_t i = 0; i < s.n_rows; ++i)
       places_.push_back({s.slot, s.first_row + i, s.start + i});
-    work += s.n_rows * (s.start + s.n_rows) * 2 * shape.q_width();
+    work += s.n_rows * (s.start + s.n_rows) * 2 * shape.out_width();
   }
   const int64_t frequencies = rope_table.cols / 2, heads = shape.n_kv_heads;
   const int64_t units = static_cast<int64_t>(places_.size()) * heads;
@@ -297,8 +338,40 @@ void HostOperators::Experts(const PreparedExperts& experts, Matrix x, const Rout
     reference::Experts(reference_, experts, Floats(x), x.rows, routing.experts, routing.weights,
                        routing.top_k, Floats(y));
   } else {
-    Keep(cpu::Experts(kernels_, pool_, scratch_, experts, Floats(x), x.rows, routing.experts,
+    Note(cpu::Experts(kernels_, pool_, scratch_, experts, Floats(x), x.rows, routing.experts,
                       routing.weights, routing.top_k, Floats(y)));
+  }
+}
+
+void HostOperators::DeltaNet(const DeltaShape&, int64_t layer,
+                             std::span<const SequenceRows> sequences,
+                             const DeltaParameters& parameters, Matrix in, Matrix out) {
+  for (const SequenceRows& rows : sequences) {
+    delta_.Run(layer, rows, parameters, Floats(in), Floats(out));
+  }
+}
+
+void HostOperators::Keep(int slot, int64_t rows) { delta_.Keep(slot, rows); }
+
+void HostOperators::AddSharedExpert(const CanonicalBf16& gate, Matrix x, Matrix shared, Matrix y) {
+  ForRows(x.rows, 3 * x.cols, [&](int64_t first, int64_t last, int) {
+    for (int64_t t = first; t < last; ++t) {
+      const float* in = Floats(x) + t * x.cols;
+      const float* from = Floats(shared) + t * shared.cols;
+      float* to = Floats(y) + t * y.cols;
+      if (glue_ == Backend::kReference) {
+        reference::AddSharedExpert(gate, in, from, y.cols, to);
+      } else {
+        ops_.add_gated(to, from, ops_.dot_bf16(in, gate.data, gate.k), y.cols);
+      }
+    }
+  });
+}
+
+void HostOperators::Concat(Matrix a, Matrix b, Matrix out) {
+  for (int64_t t = 0; t < a.rows; ++t) {
+    float* row = Floats(out) + t * out.cols;
+    std::copy_n(Floats(b) + t * b.cols, b.cols, std::copy_n(Floats(a) + t * a.cols, a.cols, row));
   }
 }
 

@@ -9,6 +9,7 @@
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/glue.h"
 #include "kernels/cpu/scratch.h"
+#include "kernels/host_delta.h"
 #include "kernels/operators.h"
 #include "kernels/reference/reference.h"
 
@@ -26,9 +27,7 @@ struct HostObserver {
 };
 
 /// The operators on a CPU. Multiplications go to the backend that each weight was prepared for; the
-/// rest to `glue`: CPU in fp32, or REFERENCE in double. The KV cache is fp32: W4A4 quantizes what
-/// attention gives, and one bf16 rounding before that turns FP4 codes that the label's own
-/// arithmetic does not.
+/// rest to `glue`: CPU in fp32, or REFERENCE in double.
 class HostOperators : public Operators {
  public:
   HostOperators(Backend glue, CpuIsa isa, ThreadPool& pool);
@@ -38,6 +37,7 @@ class HostOperators : public Operators {
   Result<Matrix> Allocate(int64_t rows, int64_t cols) override;
   Result<Routing> AllocateRouting(int64_t rows, int top_k) override;
   Result<void> AllocateKv(const KvShape& shape) override;
+  Result<void> AllocateRecurrent(const RecurrentShape& shape) override;
   void Embed(const CanonicalBf16& table, std::span<const int32_t> ids, Matrix out) override;
   void RmsNorm(Matrix x, Vector w, float eps, Matrix out) override;
   void Linear(const PreparedLinear& linear, Matrix x, Matrix y) override;
@@ -48,8 +48,13 @@ class HostOperators : public Operators {
   void Attention(const AttentionShape& shape, int64_t layer,
                  std::span<const SequenceRows> sequences, Vector q_norm, Vector k_norm,
                  Matrix rope_table, Matrix qkv, Matrix out) override;
+  void DeltaNet(const DeltaShape& shape, int64_t layer, std::span<const SequenceRows> sequences,
+                const DeltaParameters& parameters, Matrix in, Matrix out) override;
+  void Keep(int slot, int64_t rows) override;
   void Route(const CanonicalBf16& router, Matrix x, bool renormalize, Routing routing) override;
   void Experts(const PreparedExperts& experts, Matrix x, const Routing& routing, Matrix y) override;
+  void AddSharedExpert(const CanonicalBf16& gate, Matrix x, Matrix shared, Matrix y) override;
+  void Concat(Matrix a, Matrix b, Matrix out) override;
   void WriteMatrix(std::span<const float> from, Matrix to) override;
   void WriteRouting(std::span<const int32_t> experts, std::span<const float> weights,
                     const Routing& to) override;
@@ -63,10 +68,11 @@ class HostOperators : public Operators {
     int64_t row = 0, position = 0;
   };
 
-  void Keep(Result<void> status);
+  void Note(Result<void> status);
   void ForRows(int64_t rows, int64_t work_a_row,
                FunctionRef<void(int64_t first, int64_t last, int thread)> body);
-  float* KvAt(HugeBuffer& cache, int64_t layer, int slot, int64_t position);
+  std::byte* KvAt(HugeBuffer& cache, int64_t layer, int slot, int64_t position, int64_t column);
+  float KvScale(const std::vector<float>& scales, int64_t layer) const;
   void StoreKv(const AttentionShape& shape, int64_t layer, const Place& place, int64_t kv_head,
                const float* k, const float* v);
   void NormAndRotate(const AttentionShape& shape, float* head, Vector norm, const float* rope,
@@ -89,6 +95,7 @@ class HostOperators : public Operators {
   std::vector<HugeBuffer> buffers_;
   KvShape kv_;
   HugeBuffer keys_, values_;
+  HostDelta delta_;
   std::vector<std::vector<float>> scores_;  // [threads][kv capacity]
   std::vector<float> probabilities_;        // router scratch [rows * experts]
   std::vector<Place> places_;

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "base/error.h"
 #include "layout/prepared.h"
@@ -26,30 +27,65 @@ struct Vector {
 };
 
 /// Consecutive rows of a batch that belong to one sequence: rows first_row … first_row+n_rows-1 are
-/// its tokens at positions start … start+n_rows-1, and its keys and values of all earlier positions
-/// lie in KV slot `slot`.
+/// its tokens at positions start … start+n_rows-1, and what it holds of all earlier positions (keys
+/// and values, recurrent state) lies in slot `slot`. Tentative rows may turn out wrong: Keep() says
+/// how many of them stay before the slot's next rows come.
 struct SequenceRows {
   int slot = 0;
   int64_t first_row = 0, n_rows = 0, start = 0;
+  bool tentative = false;
 };
 
 struct AttentionShape {
   int64_t n_heads = 0, n_kv_heads = 0, head_dim = 0;
   float norm_eps = 1e-6f;
+  bool gated = false;  // each query head is followed by its gate
 
-  int64_t q_width() const { return n_heads * head_dim; }
+  int64_t q_stride() const { return gated ? 2 * head_dim : head_dim; }  // from head to head
+  int64_t q_width() const { return n_heads * q_stride(); }
   int64_t kv_width() const { return n_kv_heads * head_dim; }
   int64_t qkv_width() const { return q_width() + 2 * kv_width(); }
+  int64_t out_width() const { return n_heads * head_dim; }
 };
 
 struct KvShape {
   int64_t layers = 0, slots = 0, capacity = 0;  // capacity: positions a slot holds
   int64_t kv_width = 0;                         // n_kv_heads * head_dim
+  KvDtype dtype = KvDtype::kF32;
+  /// kFp8 alone, [layers]: a cached number is its code times its layer's scale.
+  std::vector<float> k_scales, v_scales;
 
-  /// Bytes at `element` bytes a number, keys and values together.
-  uint64_t Bytes(uint64_t element) const {
-    return 2 * element * static_cast<uint64_t>(layers * slots * capacity * kv_width);
+  /// Bytes of keys and values together.
+  uint64_t Bytes() const {
+    return 2 * BytesOf(dtype) * static_cast<uint64_t>(layers * slots * capacity * kv_width);
   }
+};
+
+/// Gated DeltaNet (Yang, Kautz, Hatamizadeh 2024, arXiv 2412.06464), as Qwen3-Next and Qwen3.5 have
+/// it. Its state is [v_heads][v_dim][k_dim], and the last taps-1 inputs of the convolution.
+struct DeltaShape {
+  int64_t k_heads = 0, v_heads = 0, k_dim = 0, v_dim = 0;
+  int64_t taps = 0;
+  float norm_eps = 1e-6f;
+
+  int64_t channels() const { return 2 * k_heads * k_dim + v_heads * v_dim; }  // q | k | v
+  int64_t out_width() const { return v_heads * v_dim; }
+  int64_t in_width() const {
+    return channels() + out_width() + 2 * v_heads;
+  }  // q | k | v | z | b | a
+  int64_t state_size() const { return v_heads * v_dim * k_dim; }
+};
+
+struct DeltaParameters {
+  Vector conv;            // [channels, taps], the last tap the current token's
+  Vector a_log, dt_bias;  // [v_heads]
+  Vector norm;            // [v_dim]
+};
+
+struct RecurrentShape {
+  int64_t layers = 0, slots = 0;
+  int64_t tentative_rows = 0;  // that a sequence may have at most in one batch
+  DeltaShape delta;
 };
 
 /// Which experts each token goes to, in the operators' memory.
@@ -75,6 +111,9 @@ class Operators {
   /// The KV cache, once. Slots are written before they are read: what a recycled one held is never
   /// seen.
   virtual Result<void> AllocateKv(const KvShape& shape) = 0;
+  /// The recurrent states, once. Rows that start at position 0 start from zero, whatever their slot
+  /// held.
+  virtual Result<void> AllocateRecurrent(const RecurrentShape& shape) = 0;
 
   /// out[t, :] = table[ids[t], :]; ids are in [0, table rows).
   virtual void Embed(const CanonicalBf16& table, std::span<const int32_t> ids, Matrix out) = 0;
@@ -92,12 +131,25 @@ class Operators {
   virtual void RopeTable(Vector frequencies, std::span<const SequenceRows> sequences,
                          Matrix table) = 0;
   /// Over qkv [rows, q|k|v]: q and k normalised per head (RMS, times q_norm / k_norm), then rotated
-  /// in halves by the table; k and v stored in the cache; o = softmax(q k^T / sqrt(head_dim)) v
-  /// over each row's own and earlier positions. Query head j reads kv head j / (n_heads /
-  /// n_kv_heads).
+  /// in halves by the table (its first dimensions alone, where the table is narrower); k and v
+  /// stored in the cache; o = softmax(q k^T / sqrt(head_dim)) v over each row's own and earlier
+  /// positions; gated: times sigmoid(gate). Query head j reads kv head j / (n_heads / n_kv_heads).
+  /// `layer` counts the layers that have a cache.
   virtual void Attention(const AttentionShape& shape, int64_t layer,
                          std::span<const SequenceRows> sequences, Vector q_norm, Vector k_norm,
                          Matrix rope_table, Matrix qkv, Matrix out) = 0;
+
+  /// Over in [rows, q|k|v|z|b|a], per sequence in order: c = silu(causal convolution of q|k|v); q
+  /// and k scaled to unit length per head, q also by k_dim^-0.5; beta = sigmoid(b), g = -exp(a_log)
+  /// softplus(a + dt_bias); S <- e^g S; S <- S + beta (v - S k) k^T; o = S q; out = RMS(o) * norm *
+  /// silu(z) per value head. Value head h reads key head h / (v_heads / k_heads). `layer` counts
+  /// the layers that have a state.
+  virtual void DeltaNet(const DeltaShape& shape, int64_t layer,
+                        std::span<const SequenceRows> sequences, const DeltaParameters& parameters,
+                        Matrix in, Matrix out) = 0;
+  /// Of the tentative rows that slot's last batch ran, the first `rows` stay and the others never
+  /// were. (A cache needs no telling: what lies behind a sequence's end is overwritten.)
+  virtual void Keep(int slot, int64_t rows) = 0;
 
   /// p = softmax over all experts of x W^T in fp32 (x unrounded: near ties decide whole experts),
   /// the top_k largest; divided by their sum if renormalize.
@@ -106,6 +158,11 @@ class Operators {
   virtual void Experts(const PreparedExperts& experts, Matrix x, const Routing& routing,
                        Matrix y) = 0;
 
+  /// y[t] += sigmoid(gate . x[t]) * shared[t]
+  virtual void AddSharedExpert(const CanonicalBf16& gate, Matrix x, Matrix shared, Matrix y) = 0;
+
+  /// out[t] = a[t] | b[t]
+  virtual void Concat(Matrix a, Matrix b, Matrix out) = 0;
   /// Host floats [rows, cols] into a block; host ids and weights [rows, top_k] into a routing.
   virtual void WriteMatrix(std::span<const float> from, Matrix to) = 0;
   virtual void WriteRouting(std::span<const int32_t> experts, std::span<const float> weights,

@@ -66,6 +66,18 @@ std::string_view NameOf(Activation activation) {
   return "?";
 }
 
+std::string_view NameOf(KvDtype dtype) {
+  switch (dtype) {
+    case KvDtype::kF32:
+      return "f32";
+    case KvDtype::kBf16:
+      return "bf16";
+    case KvDtype::kFp8:
+      return "fp8";
+  }
+  return "?";
+}
+
 std::string_view NameOf(CpuIsa isa) {
   switch (isa) {
     case CpuIsa::kScalar:

@@ -36,6 +36,13 @@ std::string_view NameOf(ActivationPrecision precision);  // "bf16", "fp8", "fp4"
 std::string_view NameOf(Backend backend);                // "REFERENCE", "CPU", "MARLIN", …
 std::string_view NameOf(Activation activation);          // "silu", "swigluoai", …
 
+/// What a KV cache holds.
+enum class KvDtype : uint8_t { kF32, kBf16, kFp8 };
+std::string_view NameOf(KvDtype dtype);  // "f32", "bf16", "fp8"
+constexpr uint64_t BytesOf(KvDtype dtype) {
+  return dtype == KvDtype::kF32 ? 4 : dtype == KvDtype::kBf16 ? 2 : 1;
+}
+
 enum class DeviceKind : uint8_t { kCpu, kCuda };
 
 /// The instruction sets that CPU kernels are written for, weakest first: a machine that has one has

@@ -24,6 +24,7 @@ Operation OperationOf(ModuleKind kind) {
     case ModuleKind::kEmbedding:
     case ModuleKind::kNorm:
     case ModuleKind::kRouter:
+    case ModuleKind::kConv:
       break;
   }
   return Operation::kGlue;
@@ -61,6 +62,10 @@ uint64_t MatrixBytes(const PlannedModule& m, int64_t n, int64_t k) {
   if (m.kernel->backend == Backend::kReference) return 0;
   const bool nvfp4 = m.effective.weight && m.effective.weight->dtype == ScalarType::kU8;
   if (m.kernel->backend == Backend::kCpu) {
+    if (m.effective.weight && !nvfp4) {
+      const GroupShape group = m.effective.weight->scale.group;
+      return static_cast<uint64_t>(PackedBytes(TileFormat::kFp8, n, k, group));
+    }
     return static_cast<uint64_t>(PackedBytes(nvfp4 ? TileFormat::kNvfp4 : TileFormat::kBf16, n, k));
   }
   const uint64_t elements = static_cast<uint64_t>(n) * static_cast<uint64_t>(k);
@@ -82,16 +87,67 @@ uint64_t PreparedWeightBytes(const PlannedModule& m) {
   return 0;
 }
 
-/// Activations of one batch: the residual and its two temporaries, q|k|v, the dense MLP's halves,
-/// the experts' intermediates, logits.
+/// Activations of one batch: the residual and its two temporaries, the widest mixer's, the dense or
+/// shared MLP's halves, the experts' intermediates, logits.
 uint64_t WorkspaceBytes(const checkpoint::ModelConfig& c) {
-  const int64_t qkv = static_cast<int64_t>(c.n_heads + 2 * c.n_kv_heads) * c.head_dim;
-  const int64_t dense = 3 * static_cast<int64_t>(c.intermediate);
+  const int64_t queries = static_cast<int64_t>(c.n_heads) * c.head_dim;
+  const int64_t attention =
+      queries * (c.attention_gate ? 3 : 2) + 2 * static_cast<int64_t>(c.n_kv_heads) * c.head_dim;
+  const int64_t values = static_cast<int64_t>(c.delta_v_heads) * c.delta_v_dim;
+  const int64_t delta = 2 * c.DeltaChannels() + 3 * values;
+  const int64_t dense = 3 * static_cast<int64_t>(std::max(c.intermediate, c.shared_intermediate));
   const int64_t experts =
       static_cast<int64_t>(c.top_k) * (3 * static_cast<int64_t>(c.moe_intermediate) + c.hidden);
-  return 4 * static_cast<uint64_t>(
-                 kMaxBatchTokens * (3 * static_cast<int64_t>(c.hidden) + qkv + dense + experts) +
-                 c.vocab);
+  return 4 * static_cast<uint64_t>(kMaxBatchTokens * (3 * static_cast<int64_t>(c.hidden) +
+                                                      attention + delta + dense + experts) +
+                                   c.vocab);
+}
+
+/// Keys and values of the layers that have a cache, the MTP module's own among them.
+uint64_t KvBytes(const Plan& plan) {
+  const checkpoint::ModelConfig& c = plan.model;
+  const int layers = c.LayersOf(checkpoint::Mixer::kAttention) + (plan.draft_tokens > 0 ? 1 : 0);
+  return 2 * BytesOf(plan.kv_dtype) * static_cast<uint64_t>(layers) *
+         static_cast<uint64_t>(plan.context) * static_cast<uint64_t>(c.n_kv_heads) *
+         static_cast<uint64_t>(c.head_dim);
+}
+
+/// One sequence's recurrent state, fp32, and what its convolutions remember.
+uint64_t StateBytes(const checkpoint::ModelConfig& c) {
+  const int64_t layers = c.LayersOf(checkpoint::Mixer::kDeltaNet);
+  if (layers == 0) return 0;
+  const int64_t state = static_cast<int64_t>(c.delta_v_heads) * c.delta_v_dim * c.delta_k_dim;
+  return 4 * static_cast<uint64_t>(layers * (state + (c.delta_conv - 1) * c.DeltaChannels()));
+}
+
+Result<void> PlanSpeculation(const Wishes& wishes, Plan* plan) {
+  plan->draft_tokens = wishes.draft_tokens;
+  if (wishes.draft_tokens == 0) return {};
+  const checkpoint::ModelConfig& c = plan->model;
+  if (c.mtp_layers == 1 && !c.mtp_own_embeddings) return {};
+  Error error = Err(ErrorCode::kUnsupported,
+                    "speculation by MTP: the model has {} MTP layers{}, expected 1{}", c.mtp_layers,
+                    c.mtp_own_embeddings ? " with embeddings of their own" : "",
+                    c.mtp_own_embeddings ? " that shares the model's" : "");
+  error.hint = "leave --spec out";
+  return error;
+}
+
+/// A cache holds what the checkpoint declares or a person asked for; else the device's own: fp32 on
+/// a CPU (W4A4 quantizes what attention gives, and one bf16 rounding before that turns FP4 codes
+/// that the label's own arithmetic does not), bf16 on a GPU.
+void PlanKvCache(const Wishes& wishes, const scheme::QuantConfig& quant, Plan* plan) {
+  if (wishes.kv_dtype) {
+    plan->kv_dtype = *wishes.kv_dtype;
+    plan->kv_evidence = "--kv-cache-dtype";
+  } else if (quant.kv_cache() == scheme::KvCacheScheme::kFp8) {
+    plan->kv_dtype = KvDtype::kFp8;
+    plan->kv_evidence = quant.kv_cache_evidence();
+  } else {
+    const bool cpu = plan->device.kind == DeviceKind::kCpu;
+    plan->kv_dtype = cpu ? KvDtype::kF32 : KvDtype::kBf16;
+    plan->kv_evidence = "the device's default";
+  }
 }
 
 Need NeedOf(const ModuleSpec& spec, const QuantScheme& scheme, const checkpoint::ModelConfig& model,
@@ -126,7 +182,10 @@ Result<PlannedModule> PlanModule(const ModuleSpec& spec, scheme::ModuleScheme de
                spec.name, PairName(need.scheme))
         .At(m.declared.evidence);
   }
-  auto choice = Choose(need, to.device, ForcedFor(to, need));
+  std::optional<Backend> forced = ForcedFor(to, need);
+  const bool draft = spec.name.starts_with("mtp.") && need.operation != Operation::kGlue;
+  if (draft && to.wishes.draft) forced = to.wishes.draft;
+  auto choice = Choose(need, to.device, forced);
   if (!choice) return std::move(choice).error().At(spec.name);
   m.kernel = choice->row;
   m.refused = std::move(choice->refused);
@@ -159,12 +218,14 @@ Result<Plan> MakePlan(const checkpoint::Checkpoint& checkpoint, const DeviceInfo
   plan.device = device;
   NIBBLE_TRY(plan.model,
              checkpoint::ParseModelConfig(checkpoint.config(), checkpoint.generation_config()));
+  plan.model.prefix = checkpoint::ResolvePrefix(plan.model, checkpoint);
+  NIBBLE_CHECK_OK(PlanSpeculation(wishes, &plan));
   NIBBLE_TRY(const scheme::QuantConfig quant,
              scheme::ReadQuantConfig(checkpoint.config(), checkpoint.hf_quant_config()));
   plan.source_format = quant.source_format();
   plan.warnings = quant.warnings();
 
-  std::vector<ModuleSpec> specs = checkpoint::ListModules(plan.model);
+  std::vector<ModuleSpec> specs = checkpoint::ListModules(plan.model, plan.draft_tokens > 0);
   std::vector<scheme::ModuleQuery> queries;
   for (const ModuleSpec& spec : specs) queries.push_back(scheme::QueryOf(spec));
   NIBBLE_TRY(std::vector<scheme::ModuleScheme> schemes, quant.SchemesOf(queries));
@@ -199,11 +260,9 @@ Result<Plan> MakePlan(const checkpoint::Checkpoint& checkpoint, const DeviceInfo
   constexpr int64_t kDefaultContext = 32768;
   plan.context =
       wishes.context > 0 ? wishes.context : std::min(plan.model.max_positions, kDefaultContext);
-  constexpr uint64_t element = 4;  // fp32 on a CPU
-  plan.memory.kv = 2 * element * static_cast<uint64_t>(plan.model.n_layers) *
-                   static_cast<uint64_t>(plan.context) *
-                   static_cast<uint64_t>(plan.model.n_kv_heads) *
-                   static_cast<uint64_t>(plan.model.head_dim);
+  PlanKvCache(wishes, quant, &plan);
+  plan.memory.kv = KvBytes(plan);
+  plan.memory.state = StateBytes(plan.model);
   plan.memory.workspace = WorkspaceBytes(plan.model);
   return plan;
 }

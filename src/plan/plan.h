@@ -26,6 +26,7 @@ struct PlannedModule {
 /// Bytes that a run will hold.
 struct MemoryBudget {
   uint64_t weights = 0, kv = 0, workspace = 0;
+  uint64_t state = 0;  // of recurrent layers
 };
 
 /// What runs where, and why nothing else. The runtime executes this object and nothing besides.
@@ -36,6 +37,9 @@ struct Plan {
   std::vector<PlannedModule> modules;  // in forward order
   Backend glue = Backend::kCpu;        // norms, RoPE, attention, router
   int64_t context = 0;                 // tokens of KV cache
+  KvDtype kv_dtype = KvDtype::kF32;
+  std::string kv_evidence;  // why that
+  int draft_tokens = 0;     // of speculation by the MTP module, a step; 0: none
   MemoryBudget memory;
   std::vector<std::string> warnings;
 

@@ -87,6 +87,30 @@ Result<void> ParseMoeBackend(std::string_view text, Wishes* wishes) {
   return {};
 }
 
+Result<void> ParseSpeculation(std::string_view text, Wishes* wishes) {
+  wishes->draft_tokens = 0;
+  if (text.empty() || Fold(text) == "none") return {};
+  if (text.size() == 5 && Fold(text.substr(0, 4)) == "mtp:" && text[4] >= '1' &&
+      text[4] <= '0' + kMaxDraftTokens) {
+    wishes->draft_tokens = text[4] - '0';
+    return {};
+  }
+  return Err(ErrorCode::kInvalidArgument,
+             "speculation '{}'; expected 'none' or 'mtp:K' with K in 1 … {}", text.substr(0, 64),
+             kMaxDraftTokens);
+}
+
+Result<void> ParseKvDtype(std::string_view text, Wishes* wishes) {
+  const std::string folded = Fold(text);
+  wishes->kv_dtype.reset();
+  if (folded == "bf16") wishes->kv_dtype = KvDtype::kBf16;
+  if (folded == "fp8") wishes->kv_dtype = KvDtype::kFp8;
+  if (folded == "auto" || wishes->kv_dtype) return {};
+  return Err(ErrorCode::kInvalidArgument,
+             "KV cache dtype '{}'; expected 'auto' (what the checkpoint declares), 'bf16' or 'fp8'",
+             text.substr(0, 64));
+}
+
 Result<void> ParseActivationPrecision(std::string_view text, Wishes* wishes) {
   const std::string folded = Fold(text);
   wishes->bf16_activations = folded == "bf16";

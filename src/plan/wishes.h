@@ -18,6 +18,10 @@ struct Wishes {
   bool bf16_activations = false;
   // Tokens of KV cache; 0: the model's own, up to 32768.
   int64_t context = 0;
+  // --kv-cache-dtype; nothing: what the checkpoint declares, else what the device computes in.
+  std::optional<KvDtype> kv_dtype;
+  // --spec mtp:K; 0: no speculation.
+  int draft_tokens = 0;
   // Ranks to plan for.
   int tp_size = 1, ep_size = 1;
 };
@@ -29,6 +33,15 @@ Result<std::optional<Backend>> ParseBackend(std::string_view name);
 
 /// Reads "NAME" or "nvfp4=NAME,fp8=NAME,bf16=NAME,draft=NAME" into the wishes.
 Result<void> ParseMoeBackend(std::string_view text, Wishes* wishes);
+
+/// Tokens that the MTP module may draft a step.
+inline constexpr int kMaxDraftTokens = 8;
+
+/// Reads "none" or "mtp:K", K in 1 … kMaxDraftTokens, into the wishes.
+Result<void> ParseSpeculation(std::string_view text, Wishes* wishes);
+
+/// Reads "auto", "bf16" or "fp8" into the wishes.
+Result<void> ParseKvDtype(std::string_view text, Wishes* wishes);
 
 /// Reads "auto" or "bf16" into the wishes. Anything lower than the label is refused: there is no
 /// flag for it.

@@ -45,6 +45,7 @@ ModuleQuery QueryOf(const checkpoint::ModuleSpec& module) {
     case ModuleKind::kEmbedding:
     case ModuleKind::kNorm:
     case ModuleKind::kRouter:
+    case ModuleKind::kConv:
       break;
   }
   return query;

@@ -42,13 +42,21 @@ class Loader {
   };
 
   Result<const TensorInfo*> Find(const std::string& name);
-  Result<std::vector<float>> ReadVector(const std::string& name, int64_t n);
+  Result<std::vector<float>> ReadVector(const std::string& name, std::vector<uint64_t> shape);
+  Result<std::vector<float>> ReadNorm(const std::string& name, int64_t n);
   Result<CanonicalBf16> ReadBf16(const std::string& name, int64_t n, int64_t k);
   Result<PreparedLinearShard> ReadShard(const PlannedModule& module,
                                         const std::string& tensor_name);
-  Result<PreparedLinear> ReadLinear(std::initializer_list<std::string> names);
+  Result<PreparedLinear> ReadLinear(std::string_view prefix,
+                                    std::initializer_list<std::string_view> names);
   Result<PreparedExperts> ReadExperts(const PlannedModule& module);
-  Result<void> ReadLayer(int layer, LayerWeights& out);
+  Result<void> ReadAttention(const std::string& prefix, AttentionWeights& out);
+  Result<void> ReadDelta(const std::string& prefix, DeltaWeights& out);
+  Result<void> ReadFeedForward(const std::string& prefix, LayerWeights& out);
+  Result<void> ReadLayer(const std::string& prefix, checkpoint::Mixer mixer, bool is_moe,
+                         LayerWeights& out);
+  Result<void> ReadMtp(MtpWeights& out);
+  void CollectLayer(LayerWeights& layer);
   void Collect(Backend backend, PreparedWeight& weight);
   void Collect(PreparedLinear& linear);
 
@@ -68,19 +76,20 @@ Result<const TensorInfo*> Loader::Find(const std::string& name) {
   return tensor;
 }
 
-Result<std::vector<float>> Loader::ReadVector(const std::string& name, int64_t n) {
+Result<std::vector<float>> Loader::ReadVector(const std::string& name,
+                                              std::vector<uint64_t> shape) {
   NIBBLE_TRY(const TensorInfo* tensor, Find(name));
   const bool bf16 = tensor->dtype == DType::kBf16, f32 = tensor->dtype == DType::kF32;
-  if ((!bf16 && !f32) || tensor->shape != std::vector<uint64_t>{static_cast<uint64_t>(n)}) {
+  if ((!bf16 && !f32) || tensor->shape != shape) {
     return Error{ErrorCode::kCorruptFile,
-                 fmt::format("tensor \"{}\" is {} {}, expected BF16 or F32 [{}]", name,
-                             NameOf(tensor->dtype), ShapeText(tensor->shape), n),
+                 fmt::format("tensor \"{}\" is {} {}, expected BF16 or F32 {}", name,
+                             NameOf(tensor->dtype), ShapeText(tensor->shape), ShapeText(shape)),
                  checkpoint_.FileOf(*tensor),
                  {}};
   }
-  std::vector<float> out(n);
+  std::vector<float> out(tensor->data.size() / (bf16 ? 2 : 4));
   const auto* bytes = reinterpret_cast<const uint8_t*>(tensor->data.data());
-  for (int64_t i = 0; i < n; ++i) {
+  for (size_t i = 0; i < out.size(); ++i) {
     if (bf16)
       out[i] = LoadBf16(bytes + 2 * i);
     else
@@ -93,6 +102,14 @@ Result<std::vector<float>> Loader::ReadVector(const std::string& name, int64_t n
     }
   }
   return out;
+}
+
+Result<std::vector<float>> Loader::ReadNorm(const std::string& name, int64_t n) {
+  NIBBLE_TRY(std::vector<float> w, ReadVector(name + ".weight", {static_cast<uint64_t>(n)}));
+  if (plan_.model.zero_centred_norms) {
+    for (float& v : w) v += 1;
+  }
+  return w;
 }
 
 Result<CanonicalBf16> Loader::ReadBf16(const std::string& name, int64_t n, int64_t k) {
@@ -123,14 +140,19 @@ Result<PreparedLinearShard> Loader::ReadShard(const PlannedModule& module,
   if (const auto* fp4 = std::get_if<CanonicalNvfp4>(&weight)) {
     shard.global = fp4->global;
     shard.input_scale = fp4->input_scale;
+  } else if (const auto* fp8 = std::get_if<CanonicalFp8>(&weight)) {
+    if (fp8->group == GroupShape::PerTensor()) shard.global = fp8->scales[0];
+    shard.input_scale = fp8->input_scale;
   }
   shard.weight = weight;
   return shard;
 }
 
-Result<PreparedLinear> Loader::ReadLinear(std::initializer_list<std::string> names) {
+Result<PreparedLinear> Loader::ReadLinear(std::string_view prefix,
+                                          std::initializer_list<std::string_view> names) {
   PreparedLinear linear;
-  for (const std::string& name : names) {
+  for (const std::string_view end : names) {
+    const std::string name = fmt::format("{}{}", prefix, end);
     const PlannedModule& module = plan_.Find(name);
     NIBBLE_TRY(PreparedLinearShard shard, ReadShard(module, name));
     linear.k = module.spec.k;
@@ -170,38 +192,88 @@ Result<PreparedExperts> Loader::ReadExperts(const PlannedModule& module) {
   return out;
 }
 
-Result<void> Loader::ReadLayer(int layer, LayerWeights& out) {
+Result<void> Loader::ReadAttention(const std::string& p, AttentionWeights& out) {
+  NIBBLE_TRY(out.qkv, ReadLinear(p, {"q_proj", "k_proj", "v_proj"}));
+  NIBBLE_TRY(out.q_norm, ReadNorm(p + "q_norm", plan_.model.head_dim));
+  NIBBLE_TRY(out.k_norm, ReadNorm(p + "k_norm", plan_.model.head_dim));
+  NIBBLE_TRY(out.o, ReadLinear(p, {"o_proj"}));
+  return {};
+}
+
+Result<void> Loader::ReadDelta(const std::string& p, DeltaWeights& out) {
   const checkpoint::ModelConfig& c = plan_.model;
-  const std::string p = fmt::format("model.layers.{}.", layer);
-  NIBBLE_TRY(out.input_norm, ReadVector(p + "input_layernorm.weight", c.hidden));
-  NIBBLE_TRY(out.qkv,
-             ReadLinear({p + "self_attn.q_proj", p + "self_attn.k_proj", p + "self_attn.v_proj"}));
-  NIBBLE_TRY(out.q_norm, ReadVector(p + "self_attn.q_norm.weight", c.head_dim));
-  NIBBLE_TRY(out.k_norm, ReadVector(p + "self_attn.k_norm.weight", c.head_dim));
-  NIBBLE_TRY(out.o, ReadLinear({p + "self_attn.o_proj"}));
-  NIBBLE_TRY(out.post_attention_norm, ReadVector(p + "post_attention_layernorm.weight", c.hidden));
-  out.is_moe = c.layer_is_moe[layer];
-  if (out.is_moe) {
-    NIBBLE_TRY(out.router, ReadBf16(p + "mlp.gate.weight", c.n_experts, c.hidden));
-    NIBBLE_TRY(out.experts, ReadExperts(plan_.Find(p + "mlp.experts")));
-  } else {
-    NIBBLE_TRY(out.gate_up, ReadLinear({p + "mlp.gate_proj", p + "mlp.up_proj"}));
-    NIBBLE_TRY(out.down, ReadLinear({p + "mlp.down_proj"}));
+  const auto heads = static_cast<uint64_t>(c.delta_v_heads);
+  const auto channels = static_cast<uint64_t>(c.DeltaChannels());
+  const auto taps = static_cast<uint64_t>(c.delta_conv);
+  NIBBLE_TRY(out.in, ReadLinear(p, {"in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"}));
+  NIBBLE_TRY(const std::vector<float> conv, ReadVector(p + "conv1d.weight", {channels, 1, taps}));
+  out.conv.resize(conv.size());
+  for (uint64_t i = 0; i < channels; ++i) {
+    for (uint64_t j = 0; j < taps; ++j) out.conv[j * channels + i] = conv[i * taps + j];
   }
+  NIBBLE_TRY(out.a_log, ReadVector(p + "A_log", {heads}));
+  NIBBLE_TRY(out.dt_bias, ReadVector(p + "dt_bias", {heads}));
+  // The one norm of the family that is not zero-centred.
+  NIBBLE_TRY(out.norm, ReadVector(p + "norm.weight", {static_cast<uint64_t>(c.delta_v_dim)}));
+  NIBBLE_TRY(out.out, ReadLinear(p, {"out_proj"}));
+  return {};
+}
+
+Result<void> Loader::ReadFeedForward(const std::string& p, LayerWeights& out) {
+  const checkpoint::ModelConfig& c = plan_.model;
+  std::string dense = p;
+  if (out.is_moe) {
+    NIBBLE_TRY(out.router, ReadBf16(p + "gate.weight", c.n_experts, c.hidden));
+    NIBBLE_TRY(out.experts, ReadExperts(plan_.Find(p + "experts")));
+    if (c.shared_intermediate == 0) return {};
+    NIBBLE_TRY(out.shared_gate, ReadBf16(p + "shared_expert_gate.weight", 1, c.hidden));
+    dense += "shared_expert.";
+  }
+  NIBBLE_TRY(out.gate_up, ReadLinear(dense, {"gate_proj", "up_proj"}));
+  NIBBLE_TRY(out.down, ReadLinear(dense, {"down_proj"}));
+  return {};
+}
+
+Result<void> Loader::ReadLayer(const std::string& p, checkpoint::Mixer mixer, bool is_moe,
+                               LayerWeights& out) {
+  const int64_t hidden = plan_.model.hidden;
+  out.mixer = mixer;
+  out.is_moe = is_moe;
+  NIBBLE_TRY(out.input_norm, ReadNorm(p + "input_layernorm", hidden));
+  if (mixer == checkpoint::Mixer::kAttention) {
+    NIBBLE_CHECK_OK(ReadAttention(p + "self_attn.", out.attention));
+  } else {
+    NIBBLE_CHECK_OK(ReadDelta(p + "linear_attn.", out.delta));
+  }
+  NIBBLE_TRY(out.post_attention_norm, ReadNorm(p + "post_attention_layernorm", hidden));
+  return ReadFeedForward(p + "mlp.", out);
+}
+
+Result<void> Loader::ReadMtp(MtpWeights& out) {
+  const int64_t hidden = plan_.model.hidden;
+  NIBBLE_TRY(out.embedding_norm, ReadNorm("mtp.pre_fc_norm_embedding", hidden));
+  NIBBLE_TRY(out.hidden_norm, ReadNorm("mtp.pre_fc_norm_hidden", hidden));
+  NIBBLE_TRY(out.fc, ReadLinear("mtp.", {"fc"}));
+  NIBBLE_CHECK_OK(ReadLayer("mtp.layers.0.", checkpoint::Mixer::kAttention, true, out.layer));
+  NIBBLE_TRY(out.norm, ReadNorm("mtp.norm", hidden));
   return {};
 }
 
 Result<ModelWeights> Loader::Read() {
   const checkpoint::ModelConfig& c = plan_.model;
   ModelWeights out;
-  NIBBLE_TRY(out.embedding, ReadBf16("model.embed_tokens.weight", c.vocab, c.hidden));
+  NIBBLE_TRY(out.embedding, ReadBf16(c.prefix + "embed_tokens.weight", c.vocab, c.hidden));
   out.layers.resize(c.n_layers);
-  for (int i = 0; i < c.n_layers; ++i) NIBBLE_CHECK_OK(ReadLayer(i, out.layers[i]));
-  NIBBLE_TRY(out.final_norm, ReadVector("model.norm.weight", c.hidden));
+  for (int i = 0; i < c.n_layers; ++i) {
+    NIBBLE_CHECK_OK(ReadLayer(fmt::format("{}layers.{}.", c.prefix, i), c.mixers[i],
+                              c.layer_is_moe[i], out.layers[i]));
+  }
+  NIBBLE_TRY(out.final_norm, ReadNorm(c.prefix + "norm", c.hidden));
   const PlannedModule& head = plan_.Find("lm_head");
   NIBBLE_TRY(PreparedLinearShard shard,
-             ReadShard(head, c.tie_embeddings ? "model.embed_tokens" : "lm_head"));
+             ReadShard(head, c.tie_embeddings ? c.prefix + "embed_tokens" : "lm_head"));
   out.head = {c.vocab, c.hidden, {std::move(shard)}};
+  if (plan_.draft_tokens > 0) NIBBLE_CHECK_OK(ReadMtp(out.mtp.emplace()));
   NIBBLE_TRY(out.unused_tensors, scheme::CheckAllTensorsUsed(checkpoint_, report_));
   out.ignored_tensors = std::move(report_.ignored_tensors);
   return out;
@@ -215,18 +287,26 @@ void Loader::Collect(PreparedLinear& linear) {
   for (PreparedLinearShard& shard : linear.shards) Collect(shard.backend, shard.weight);
 }
 
+void Loader::CollectLayer(LayerWeights& layer) {
+  Collect(layer.attention.qkv);
+  Collect(layer.attention.o);
+  Collect(layer.delta.in);
+  Collect(layer.delta.out);
+  Collect(layer.gate_up);
+  Collect(layer.down);
+  // Expert by expert, as a token reads them.
+  for (size_t e = 0; e < layer.experts.down.size(); ++e) {
+    Collect(layer.experts.backend, layer.experts.gate[e]);
+    Collect(layer.experts.backend, layer.experts.up[e]);
+    Collect(layer.experts.backend, layer.experts.down[e]);
+  }
+}
+
 Result<void> Loader::Pack(ModelWeights& out, ThreadPool& pool, const Progress& progress) {
-  for (LayerWeights& layer : out.layers) {
-    Collect(layer.qkv);
-    Collect(layer.o);
-    Collect(layer.gate_up);
-    Collect(layer.down);
-    // Expert by expert, as a token reads them.
-    for (size_t e = 0; e < layer.experts.down.size(); ++e) {
-      Collect(layer.experts.backend, layer.experts.gate[e]);
-      Collect(layer.experts.backend, layer.experts.up[e]);
-      Collect(layer.experts.backend, layer.experts.down[e]);
-    }
+  for (LayerWeights& layer : out.layers) CollectLayer(layer);
+  if (out.mtp) {
+    Collect(out.mtp->fc);
+    CollectLayer(out.mtp->layer);
   }
   Collect(out.head);
 
@@ -241,6 +321,7 @@ Result<void> Loader::Pack(ModelWeights& out, ThreadPool& pool, const Progress& p
     const PackedMatrix packed = DescribePacked(job.from, at);
     pool.Run(StripCount(packed.n),
              [&](int64_t first, int64_t last, int) { PackStrips(job.from, first, last, at); });
+    PackScales(job.from, at);
     *job.to = packed;
     at += PackedBytesOf(job.from);
     done += PackedBytesOf(job.from);

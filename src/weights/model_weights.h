@@ -1,6 +1,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -13,18 +14,42 @@
 
 namespace nibble::weights {
 
-/// A decoder layer's weights as its kernels want them.
+struct AttentionWeights {
+  std::vector<float> q_norm, k_norm;  // [head_dim]
+  PreparedLinear qkv;                 // [q | k | v]; gated: q is [query | gate] a head
+  PreparedLinear o;
+  float k_scale = 1, v_scale = 1;  // of an FP8 KV cache
+};
+
+struct DeltaWeights {
+  PreparedLinear in;                  // [q | k | v | z | b | a]
+  std::vector<float> conv;            // [taps, channels]
+  std::vector<float> a_log, dt_bias;  // [v_heads]
+  std::vector<float> norm;            // [v_dim]
+  PreparedLinear out;
+};
+
+/// A decoder layer's weights as its kernels want them. Norm weights are what their norm multiplies
+/// by: a zero-centred one's 1 is in it.
 struct LayerWeights {
   std::vector<float> input_norm, post_attention_norm;  // [hidden]
-  std::vector<float> q_norm, k_norm;                   // [head_dim]
-  PreparedLinear qkv;                                  // [q | k | v]
-  PreparedLinear o;
+  checkpoint::Mixer mixer = checkpoint::Mixer::kAttention;
+  AttentionWeights attention;
+  DeltaWeights delta;
 
   bool is_moe = false;
-  CanonicalBf16 router;     // MoE: [experts, hidden]
-  PreparedExperts experts;  // MoE
-  PreparedLinear gate_up;   // dense: [gate | up]
-  PreparedLinear down;      // dense
+  CanonicalBf16 router;       // MoE: [experts, hidden]
+  PreparedExperts experts;    // MoE
+  CanonicalBf16 shared_gate;  // [1, hidden]; no data: no shared expert
+  PreparedLinear gate_up;     // [gate | up] of the dense layer, or of the shared expert
+  PreparedLinear down;        // of the same
+};
+
+/// The multi-token prediction module: a layer over [embedding | hidden state].
+struct MtpWeights {
+  std::vector<float> embedding_norm, hidden_norm, norm;  // [hidden]
+  PreparedLinear fc;                                     // [hidden, 2 * hidden]
+  LayerWeights layer;
 };
 
 /// A whole model's. Views the checkpoint's mapping and the plan's names: both must outlive it.
@@ -33,6 +58,7 @@ struct ModelWeights {
   std::vector<LayerWeights> layers;
   std::vector<float> final_norm;
   PreparedLinear head;  // [vocab, hidden]
+  std::optional<MtpWeights> mtp;
 
   HugeBuffer arena;                          // holds every packed matrix
   std::vector<std::string> ignored_tensors;  // activation scales that the label forbids; never read

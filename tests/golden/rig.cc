@@ -18,7 +18,8 @@ Result<std::unique_ptr<Rig>> Rig::Open(const std::string& dir, const plan::Wishe
   rig->operators = make ? make(rig->plan.glue, isa, rig->pool)
                         : std::make_unique<kernels::HostOperators>(rig->plan.glue, isa, rig->pool);
   NIBBLE_TRY(rig->model,
-             model::Qwen3Moe::Create(rig->plan.model, rig->weights, *rig->operators, 1, 1024));
+             model::QwenMoe::Create(rig->plan.model, rig->weights, *rig->operators,
+                                    {1, 1024, rig->plan.kv_dtype, rig->plan.draft_tokens + 1}));
   return rig;
 }
 

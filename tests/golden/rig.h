@@ -11,7 +11,7 @@
 #include "base/thread_pool.h"
 #include "checkpoint/checkpoint.h"
 #include "kernels/host_operators.h"
-#include "model/qwen3_moe.h"
+#include "model/qwen_moe.h"
 #include "plan/plan.h"
 #include "weights/model_weights.h"
 
@@ -30,7 +30,7 @@ struct Rig {
   ThreadPool pool{2};
   weights::ModelWeights weights;
   std::unique_ptr<kernels::HostOperators> operators;
-  std::optional<model::Qwen3Moe> model;
+  std::optional<model::QwenMoe> model;
 
   /// `make` may put a subclass in the operators' place.
   static Result<std::unique_ptr<Rig>> Open(const std::string& dir, const plan::Wishes& wishes,

@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "kernels/attend_args.h"
+#include "kernels/delta_tokens.h"
 #include "layout/words.h"
 
 namespace nibble::kernels::cpu {
@@ -22,12 +24,20 @@ struct GlueKernels {
   void (*rotate_halves)(float* head, const float* cosines, const float* sines, int64_t frequencies);
   /// The dot product of a float row and a bf16 row at any address.
   float (*dot_bf16)(const float* x, const uint8_t* w, int64_t n);
-  /// Attention of `group` query heads [group, dim] over n cached positions of one kv head, at row
-  /// stride `stride` floats; `scores` is scratch for n floats. out [group, dim].
-  void (*attend)(const float* q, int64_t group, const float* keys, const float* values, int64_t n,
-                 int64_t stride, int64_t dim, float* scores, float* out);
+  /// Attention of a kv head's query heads over its cached positions.
+  void (*attend)(const AttendArgs& args);
   /// x = exp(x - max(x)); returns the sum.
   float (*exp_and_sum)(float* x, int64_t n);
+  /// x *= sigmoid(gate)
+  void (*mul_sigmoid)(float* x, const float* gate, int64_t n);
+  /// y += sigmoid(gate) * x
+  void (*add_gated)(float* y, const float* x, float gate, int64_t n);
+  /// out[c] = silu(sum_j w[j * n + c] * rows[j][c]): a causal convolution at one token.
+  void (*conv_silu)(const float* const* rows, const float* w, int64_t taps, int64_t n, float* out);
+  /// x *= scale / sqrt(sum(x^2) + 1e-6)
+  void (*unit_length)(float* x, int64_t n, float scale);
+  /// The gated delta rule, token by token: kernels/operators.h, DeltaNet. state [v_dim, k_dim].
+  void (*delta_rows)(const DeltaTokens<float>& tokens, float* state);
 };
 
 /// The table compiled for the widest vectors that `isa` allows.

@@ -6,6 +6,7 @@ typedef float F16 __attribute__((vector_size(64)));
 typedef uint32_t U16 __attribute__((vector_size(64)));
 typedef int32_t I16 __attribute__((vector_size(64)));
 typedef uint16_t H16 __attribute__((vector_size(32)));
+typedef uint8_t B16 __attribute__((vector_size(16)));
 
 constexpr int64_t kLanes = 16;
 
@@ -26,6 +27,43 @@ inline float LoadBf16One(const void* p) {
   __builtin_memcpy(&bits, p, sizeof bits);
   return __builtin_bit_cast(float, static_cast<uint32_t>(bits) << 16);
 }
+
+/// Cached numbers as floats: the types that a KV cache may have.
+struct F32Cache {
+  static constexpr int64_t kBytes = 4;
+  static F16 Load16(const std::byte* p) {
+    F16 v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+  }
+  static float One(const std::byte* p) {
+    float v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+  }
+};
+struct Bf16Cache {
+  static constexpr int64_t kBytes = 2;
+  static F16 Load16(const std::byte* p) { return LoadBf16s(p); }
+  static float One(const std::byte* p) { return LoadBf16One(p); }
+};
+/// e4m3: its exponent and mantissa put where a float has them are the value over 2^120, also for
+/// subnormals. A cache never holds its NaNs.
+struct Fp8Cache {
+  static constexpr int64_t kBytes = 1;
+  static F16 Load16(const std::byte* p) {
+    B16 b;
+    __builtin_memcpy(&b, p, sizeof b);
+    const U16 u = __builtin_convertvector(b, U16);
+    const F16 magnitude = (F16)((u & 0x7F) << 20) * 0x1p120f;
+    return (F16)((U16)magnitude | (u & 0x80) << 24);
+  }
+  static float One(const std::byte* p) {
+    const auto u = static_cast<uint32_t>(*p);
+    const float magnitude = __builtin_bit_cast(float, (u & 0x7F) << 20) * 0x1p120f;
+    return u & 0x80 ? -magnitude : magnitude;
+  }
+};
 
 /// Lanes are summed as a fixed tree.
 inline float Sum(F16 v) {
@@ -78,13 +116,13 @@ void Add(float* x, const float* y, int64_t n) {
   for (; i < n; ++i) x[i] += y[i];
 }
 
-/// sigmoid by exp of a non-positive number alone, so that nothing overflows.
-inline F16 Silu(F16 g) {
+/// By exp of a non-positive number alone, so that nothing overflows.
+inline F16 Sigmoid(F16 g) {
   const I16 positive = g > 0.0f;
   const F16 e = Exp(positive ? -g : g);
-  const F16 sigmoid = (positive ? F16{} + 1.0f : e) / (1.0f + e);
-  return g * sigmoid;
+  return (positive ? F16{} + 1.0f : e) / (1.0f + e);
 }
+inline F16 Silu(F16 g) { return g * Sigmoid(g); }
 
 void SiluMul(const float* gate, const float* up, int64_t n, float* out) {
   int64_t i = 0;
@@ -116,12 +154,13 @@ void RotateHalves(float* head, const float* cosines, const float* sines, int64_t
   }
 }
 
-float Dot(const float* x, const float* y, int64_t n) {
+template <class Cache>
+float Dot(const float* x, const std::byte* y, int64_t n) {
   F16 sum = {};
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) sum += Load(x + i) * Load(y + i);
+  for (; i + kLanes <= n; i += kLanes) sum += Load(x + i) * Cache::Load16(y + i * Cache::kBytes);
   float total = Sum(sum);
-  for (; i < n; ++i) total += x[i] * y[i];
+  for (; i < n; ++i) total += x[i] * Cache::One(y + i * Cache::kBytes);
   return total;
 }
 
@@ -149,35 +188,129 @@ float ExpAndSum(float* x, int64_t n) {
   return total;
 }
 
-/// out[0..dim) = sum_j p[j] * values[j], in blocks of up to 64 columns that stay in registers over
-/// all j.
-inline void WeightedSum(const float* p, const float* values, int64_t n, int64_t stride, int64_t dim,
-                        float scale, float* out) {
+/// out[0..dim) = scale * sum_j p[j] * values[j], in blocks of up to 64 columns that stay in
+/// registers over all j.
+template <class Cache>
+inline void WeightedSum(const float* p, const std::byte* values, int64_t n, int64_t stride,
+                        int64_t dim, float scale, float* out) {
   int64_t d = 0;
   for (; d + 4 * kLanes <= dim; d += 4 * kLanes) {
     F16 acc[4] = {};
     for (int64_t j = 0; j < n; ++j) {
-      const float* row = values + j * stride + d;
-      for (int b = 0; b < 4; ++b) acc[b] += p[j] * Load(row + b * kLanes);
+      const std::byte* row = values + (j * stride + d) * Cache::kBytes;
+      for (int b = 0; b < 4; ++b) acc[b] += p[j] * Cache::Load16(row + b * kLanes * Cache::kBytes);
     }
     for (int b = 0; b < 4; ++b) Store(out + d + b * kLanes, acc[b] * scale);
   }
   for (; d < dim; ++d) {
     float sum = 0;
-    for (int64_t j = 0; j < n; ++j) sum += p[j] * values[j * stride + d];
+    for (int64_t j = 0; j < n; ++j)
+      sum += p[j] * Cache::One(values + (j * stride + d) * Cache::kBytes);
     out[d] = sum * scale;
   }
 }
 
-void Attend(const float* q, int64_t group, const float* keys, const float* values, int64_t n,
-            int64_t stride, int64_t dim, float* scores, float* out) {
-  const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(dim));
-  for (int64_t h = 0; h < group; ++h) {
-    for (int64_t j = 0; j < n; ++j) scores[j] = Dot(q + h * dim, keys + j * stride, dim) * scale;
-    const float total = ExpAndSum(scores, n);
-    WeightedSum(scores, values, n, stride, dim, 1.0f / total, out + h * dim);
+template <class Cache>
+void AttendIn(const AttendArgs& a) {
+  const float scale = a.k_scale / __builtin_sqrtf(static_cast<float>(a.dim));
+  const int64_t stride = a.stride * Cache::kBytes;
+  for (int64_t h = 0; h < a.group; ++h) {
+    const float* q = a.q + h * a.q_stride;
+    for (int64_t j = 0; j < a.n; ++j)
+      a.scores[j] = Dot<Cache>(q, a.keys + j * stride, a.dim) * scale;
+    const float total = ExpAndSum(a.scores, a.n);
+    WeightedSum<Cache>(a.scores, a.values, a.n, a.stride, a.dim, a.v_scale / total,
+                       a.out + h * a.dim);
   }
 }
 
-constexpr GlueKernels kTable = {RmsNorm,      Add,     SiluMul, FromBf16s,
-                                RotateHalves, DotBf16, Attend,  ExpAndSum};
+void Attend(const AttendArgs& args) {
+  switch (args.dtype) {
+    case KvDtype::kF32:
+      return AttendIn<F32Cache>(args);
+    case KvDtype::kBf16:
+      return AttendIn<Bf16Cache>(args);
+    case KvDtype::kFp8:
+      return AttendIn<Fp8Cache>(args);
+  }
+}
+
+void MulSigmoid(float* x, const float* gate, int64_t n) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) Store(x + i, Load(x + i) * Sigmoid(Load(gate + i)));
+  for (; i < n; ++i) {
+    const F16 v = Sigmoid(F16{} + gate[i]);
+    x[i] *= v[0];
+  }
+}
+
+void AddGated(float* y, const float* x, float gate, int64_t n) {
+  const F16 sigmoid = Sigmoid(F16{} + gate);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) Store(y + i, Load(y + i) + sigmoid * Load(x + i));
+  for (; i < n; ++i) y[i] += sigmoid[0] * x[i];
+}
+
+void ConvSilu(const float* const* rows, const float* w, int64_t taps, int64_t n, float* out) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    F16 sum = {};
+    for (int64_t j = 0; j < taps; ++j) sum += Load(w + j * n + i) * Load(rows[j] + i);
+    Store(out + i, Silu(sum));
+  }
+  for (; i < n; ++i) {
+    float sum = 0;
+    for (int64_t j = 0; j < taps; ++j) sum += w[j * n + i] * rows[j][i];
+    const F16 v = Silu(F16{} + sum);
+    out[i] = v[0];
+  }
+}
+
+void UnitLength(float* x, int64_t n, float scale) {
+  F16 sum = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) sum += Load(x + i) * Load(x + i);
+  float total = Sum(sum);
+  for (; i < n; ++i) total += x[i] * x[i];
+  const float factor = scale / __builtin_sqrtf(total + 1e-6f);
+  for (i = 0; i + kLanes <= n; i += kLanes) Store(x + i, Load(x + i) * factor);
+  for (; i < n; ++i) x[i] *= factor;
+}
+
+/// One row of the state through one token. The row is read and written once.
+inline float DeltaRow(const float* q, const float* k, float v, float decay, float beta, int64_t n,
+                      float* s) {
+  F16 read = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) read += Load(s + i) * Load(k + i);
+  float total = Sum(read);
+  for (; i < n; ++i) total += s[i] * k[i];
+  const float delta = beta * (v - decay * total);
+  F16 out = {};
+  for (i = 0; i + kLanes <= n; i += kLanes) {
+    const F16 updated = decay * Load(s + i) + delta * Load(k + i);
+    Store(s + i, updated);
+    out += updated * Load(q + i);
+  }
+  float o = Sum(out);
+  for (; i < n; ++i) {
+    s[i] = decay * s[i] + delta * k[i];
+    o += s[i] * q[i];
+  }
+  return o;
+}
+
+void DeltaRows(const DeltaTokens<float>& t, float* state) {
+  for (int64_t i = 0; i < t.n; ++i) {
+    const float decay = ExpOne(t.g[i * t.gate_stride]), beta = t.beta[i * t.gate_stride];
+    const float *q = t.q + i * t.qkv_stride, *k = t.k + i * t.qkv_stride,
+                *v = t.v + i * t.qkv_stride;
+    for (int64_t r = 0; r < t.v_dim; ++r) {
+      t.o[i * t.o_stride + r] = DeltaRow(q, k, v[r], decay, beta, t.k_dim, state + r * t.k_dim);
+    }
+  }
+}
+
+constexpr GlueKernels kTable = {RmsNorm,  Add,        SiluMul,   FromBf16s,  RotateHalves,
+                                DotBf16,  Attend,     ExpAndSum, MulSigmoid, AddGated,
+                                ConvSilu, UnitLength, DeltaRows};

@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <numeric>
 #include <vector>
 
 #include "base/error.h"
+#include "numerics/e4m3.h"
 #include "numerics/fp8.h"
 #include "numerics/nvfp4.h"
 
@@ -269,23 +271,51 @@ void RotateHalves(float* head, int64_t dim, const float* cosines, const float* s
   }
 }
 
-void AttendOne(const float* q, const float* keys, const float* values, int64_t n, int64_t stride,
-               int64_t dim, float* out) {
-  std::vector<double> p(n);
-  double largest = -HUGE_VAL;
-  for (int64_t j = 0; j < n; ++j) {
-    double dot = 0;
-    for (int64_t i = 0; i < dim; ++i) dot += static_cast<double>(q[i]) * keys[j * stride + i];
-    p[j] = dot / std::sqrt(static_cast<double>(dim));
-    largest = std::max(largest, p[j]);
+void Attend(const AttendArgs& a) {
+  const auto cached = [&](const std::byte* cache, int64_t i) -> double {
+    switch (a.dtype) {
+      case KvDtype::kF32: {
+        float v;
+        std::memcpy(&v, cache + 4 * i, 4);
+        return v;
+      }
+      case KvDtype::kBf16:
+        return LoadBf16(cache + 2 * i);
+      case KvDtype::kFp8:
+        break;
+    }
+    return DecodeE4m3(std::to_integer<uint8_t>(cache[i]));
+  };
+  std::vector<double> p(a.n);
+  for (int64_t h = 0; h < a.group; ++h) {
+    const float* q = a.q + h * a.q_stride;
+    double largest = -HUGE_VAL, total = 0;
+    for (int64_t j = 0; j < a.n; ++j) {
+      double dot = 0;
+      for (int64_t i = 0; i < a.dim; ++i) dot += q[i] * cached(a.keys, j * a.stride + i);
+      p[j] = dot * a.k_scale / std::sqrt(static_cast<double>(a.dim));
+      largest = std::max(largest, p[j]);
+    }
+    for (double& v : p) total += v = std::exp(v - largest);
+    for (int64_t i = 0; i < a.dim; ++i) {
+      double sum = 0;
+      for (int64_t j = 0; j < a.n; ++j) sum += p[j] * cached(a.values, j * a.stride + i);
+      a.out[h * a.dim + i] = static_cast<float>(sum / total * a.v_scale);
+    }
   }
-  double total = 0;
-  for (double& v : p) total += v = std::exp(v - largest);
-  for (int64_t i = 0; i < dim; ++i) {
-    double sum = 0;
-    for (int64_t j = 0; j < n; ++j) sum += p[j] * values[j * stride + i];
-    out[i] = static_cast<float>(sum / total);
-  }
+}
+
+void MulSigmoid(float* x, const float* gate, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) x[i] = static_cast<float>(x[i] * Sigmoid(gate[i]));
+}
+
+void AddSharedExpert(const CanonicalBf16& gate, const float* x, const float* shared, int64_t n,
+                     float* y) {
+  double dot = 0;
+  for (int64_t i = 0; i < gate.k; ++i)
+    dot += static_cast<double>(x[i]) * LoadBf16(gate.data + 2 * i);
+  const double factor = Sigmoid(dot);
+  for (int64_t i = 0; i < n; ++i) y[i] = static_cast<float>(y[i] + factor * shared[i]);
 }
 
 void RouteOne(const CanonicalBf16& router, const float* x, bool renormalize, int top_k,

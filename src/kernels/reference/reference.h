@@ -5,6 +5,7 @@
 #include <span>
 #include <string_view>
 
+#include "kernels/attend_args.h"
 #include "layout/prepared.h"
 
 namespace nibble::kernels::reference {
@@ -54,10 +55,13 @@ void SiluMul(const float* gate_up, int64_t rows, int64_t intermediate, float* ou
 void RotateHalves(float* head, int64_t dim, const float* cosines, const float* sines,
                   int64_t frequencies);
 
-/// Attention of one query head row over `n` cached positions. keys, values: row stride `stride`
-/// floats.
-void AttendOne(const float* q, const float* keys, const float* values, int64_t n, int64_t stride,
-               int64_t dim, float* out);
+/// Attention of a kv head's query heads over its cached positions.
+void Attend(const AttendArgs& args);
+/// x *= sigmoid(gate)
+void MulSigmoid(float* x, const float* gate, int64_t n);
+/// y += sigmoid(gate . x) * shared; shared and y have n numbers.
+void AddSharedExpert(const CanonicalBf16& gate, const float* x, const float* shared, int64_t n,
+                     float* y);
 
 /// Router of one token: the softmax of x W^T over all experts, then the top_k by probability, equal
 /// ones by lower index.
