@@ -348,18 +348,6 @@ TEST_F(CanonicalTest, ReadsBf16AtAnyAddress) {
   EXPECT_NE(fp8.error().Message().find("type F8_E4M3 contradicts the label"), std::string::npos);
 }
 
-TEST_F(CanonicalTest, RefusesFp8NamingItsKeys) {
-  const ModuleScheme fp8{{kFp8StaticTensor, kFp8StaticTensor}, SourceFormat::kModelopt, "LABEL"};
-  auto w = Linear(LinearTensors(SourceFormat::kModelopt), fp8);
-  ASSERT_FALSE(w.ok());
-  EXPECT_EQ(w.error().code, ErrorCode::kUnsupported);
-  EXPECT_NE(w.error().Message().find(
-                "QuantKey(f8e4m3fn,scale(f32,static,per_tensor),symmetric)xQuantKey(f8e4m3fn,scale("
-                "f32,static,per_tensor),symmetric)"),
-            std::string::npos)
-      << w.error().Message();
-}
-
 TEST_F(CanonicalTest, ReadsExpertsWithoutAGate) {
   Tensors tensors = ExpertTensors(SourceFormat::kModelopt);
   std::erase_if(tensors,
@@ -377,6 +365,66 @@ TEST_F(CanonicalTest, RefusesColumnsThatAreNoBlocks) {
   EXPECT_EQ(w.error().code, ErrorCode::kUnsupported);
 }
 
+/// NVFP4 tensors of a linear under any name, scalars of that shape.
+Tensors Named(SourceFormat format, const std::string& module, const std::vector<uint64_t>& scalar) {
+  Tensors tensors;
+  AddNvfp4(&tensors, format, module, kH, kI, 7, 1.0f / 8192, 1.0f / 256);
+  for (TensorToWrite& t : tensors) {
+    if (t.dtype == DType::kF32) t.shape = scalar;
+  }
+  return tensors;
+}
+
+TEST_F(CanonicalTest, ReadsAnLmHeadOfEitherDialect) {
+  for (const char* name : {"lm_head", "language_model.lm_head"}) {
+    for (const ModuleScheme& scheme : {kModeloptA4, kModeloptA16, kCtA4, kCtA16}) {
+      for (const std::vector<uint64_t>& scalar :
+           {std::vector<uint64_t>{}, std::vector<uint64_t>{1}}) {
+        report_ = {};
+        auto w = ReadLinear(Open(Named(scheme.source_format, name, scalar)), name, scheme, kH, kI,
+                            &report_);
+        ASSERT_TRUE(w.ok()) << w.error().Message();
+        EXPECT_EQ(std::get<CanonicalNvfp4>(*w).global, 1.0f / 8192);
+        const bool a4 = scheme.scheme == kW4A4;
+        EXPECT_EQ(std::get<CanonicalNvfp4>(*w).input_scale,
+                  a4 ? std::optional(1.0f / 256) : std::nullopt);
+        EXPECT_EQ(report_.ignored_tensors.size(), a4 ? 0u : 1u);
+        EXPECT_TRUE(CheckAllTensorsUsed(*checkpoints_.back(), report_).ok());
+      }
+    }
+  }
+}
+
+TEST_F(CanonicalTest, RefusesPackedWeightsUnderALabelOf16Bits) {
+  struct Case {
+    SourceFormat format;
+    const char* module;
+    bool codes_alone;
+    const char* says;
+  };
+  const Case cases[] = {
+      {SourceFormat::kModelopt, "lm_head", false,
+       "model.safetensors, lm_head: tensor \"lm_head.weight_scale\": type F8_E4M3 contradicts the "
+       "label, which says BF16 (LABEL)"},
+      {SourceFormat::kModelopt, "lm_head", true,
+       "model.safetensors, lm_head: tensor \"lm_head.weight\": type U8 contradicts the label"},
+      {SourceFormat::kCompressedTensors, "lm_head", false,
+       "tensor \"lm_head.weight_packed\": type U8 contradicts the label"},
+      {SourceFormat::kModelopt, "mtp.fc", true,
+       "mtp.fc: tensor \"mtp.fc.weight\": type U8 contradicts the label"},
+      {SourceFormat::kModelopt, "mtp.layers.0.self_attn.o_proj", true,
+       "mtp layer 0, o_proj: tensor"},
+  };
+  for (const Case& c : cases) {
+    Tensors tensors = Named(c.format, c.module, {});
+    if (c.codes_alone) tensors.resize(1);
+    auto w = ReadLinear(Open(tensors), c.module, kBf16, kH, kI, &report_);
+    ASSERT_FALSE(w.ok()) << c.module;
+    EXPECT_EQ(w.error().code, ErrorCode::kCorruptFile);
+    EXPECT_NE(w.error().Message().find(c.says), std::string::npos) << w.error().Message();
+  }
+}
+
 TEST_F(CanonicalTest, FindsTensorsThatNobodyReads) {
   Tensors tensors = LinearTensors(SourceFormat::kModelopt);
   for (const char* known : {"model.visual.a", "visual.b", "mtp.fc.weight", "x.k_proj.k_scale",
@@ -384,16 +432,32 @@ TEST_F(CanonicalTest, FindsTensorsThatNobodyReads) {
     tensors.push_back({known, DType::kU8, {1}, "x"});
   }
   ASSERT_TRUE(Linear(tensors, kModeloptA4).ok());
-  auto stray = CheckAllTensorsUsed(*checkpoints_.back(), report_);
+  const Checkpoint& checkpoint = *checkpoints_.back();
+  auto stray = CheckAllTensorsUsed(checkpoint, report_);
   ASSERT_FALSE(stray.ok());
   EXPECT_EQ(stray.error().Message(),
             "model.safetensors: tensor \"model.norm.weight\" (U8 [1]) belongs to no module of this "
             "model; config.json describes another model than these files hold");
   report_.used.insert("model.norm.weight");
-  auto rest = CheckAllTensorsUsed(*checkpoints_.back(), report_);
+  auto rest = CheckAllTensorsUsed(checkpoint, report_);
   ASSERT_TRUE(rest.ok());
   EXPECT_EQ(*rest, (std::vector<std::string>{"model.visual.a", "mtp.fc.weight", "visual.b",
                                              "x.k_proj.k_scale", "x.self_attn.v_scale"}));
+
+  auto mtp = CheckAllTensorsUsed(checkpoint, report_, {true, KvCacheScheme::kBf16});
+  ASSERT_FALSE(mtp.ok());
+  EXPECT_NE(mtp.error().Message().find("\"mtp.fc.weight\" (U8 [1]) belongs to no module"),
+            std::string::npos);
+  auto kv = CheckAllTensorsUsed(checkpoint, report_, {false, KvCacheScheme::kFp8});
+  ASSERT_FALSE(kv.ok());
+  EXPECT_NE(
+      kv.error().Message().find(
+          "\"x.k_proj.k_scale\" (U8 [1]) belongs to no module of this model, nor do 1 others; "
+          "the KV cache is declared FP8, but no attention layer reads this scale"),
+      std::string::npos)
+      << kv.error().Message();
+  report_.used.insert({"mtp.fc.weight", "x.k_proj.k_scale", "x.self_attn.v_scale"});
+  EXPECT_TRUE(CheckAllTensorsUsed(checkpoint, report_, {true, KvCacheScheme::kFp8}).ok());
 }
 
 }  // namespace

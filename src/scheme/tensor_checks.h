@@ -33,9 +33,10 @@ class TensorChecks {
                                              std::span<const uint64_t> shape,
                                              const Place& place) const;
 
-  /// The values of an F32 tensor of exactly `count` elements in one of these shapes.
+  /// The values of a tensor in one of these types, F32 or BF16, and one of these shapes.
   /// errors kNotFound, kCorruptFile
   Result<std::vector<float>> NeedFloats(const std::string& name,
+                                        std::span<const checkpoint::DType> types,
                                         std::span<const std::vector<uint64_t>> shapes,
                                         const Place& place) const;
 
@@ -54,5 +55,9 @@ std::optional<float> GlobalScale(float stored, SourceFormat format);
 /// The first byte that is no legal block scale: an e4m3 NaN, or one with its sign set.
 /// cost one pass
 std::optional<size_t> FindBadBlockScale(std::span<const std::byte> scales);
+
+/// The first byte that is an e4m3 NaN, of either sign.
+/// cost one pass
+std::optional<size_t> FindNanCode(std::span<const std::byte> codes);
 
 }  // namespace nibble::scheme

@@ -28,6 +28,20 @@ TEST(TensorChecks, FindsEachBadBlockScale) {
   EXPECT_EQ(FindBadBlockScale(two), 3u);
 }
 
+TEST(TensorChecks, FindsEachNanCode) {
+  for (const size_t size : {1u, 7u, 33u, 4096u, 4101u}) {
+    for (unsigned byte = 0; byte < 256; ++byte) {
+      for (size_t at = 0; at < size; at += size < 100 ? 1 : 409) {
+        std::vector<std::byte> codes(size, std::byte{0xFE});
+        codes[at] = std::byte(byte);
+        const auto bad = FindNanCode(codes);
+        ASSERT_EQ(bad.has_value(), byte == 0x7F || byte == 0xFF) << size << " " << byte;
+        EXPECT_EQ(bad.value_or(at), at);
+      }
+    }
+  }
+}
+
 TEST(TensorChecks, InvertsOnceInSinglePrecision) {
   EXPECT_EQ(GlobalScale(0.25f, SourceFormat::kModelopt), 0.25f);
   EXPECT_EQ(GlobalScale(4.0f, SourceFormat::kCompressedTensors), 0.25f);
