@@ -5,6 +5,7 @@
 
 #include "base/checked.h"
 #include "layout/quant_key.h"
+#include "numerics/fp8.h"
 
 namespace nibble {
 
@@ -19,8 +20,10 @@ namespace nibble {
 //   So (word >> 4i) & 15 over all lanes looks up, in each 32-bit lane, the bf16 pair (k, k+1) of
 //   that row: what vdpbf16ps multiplies.
 // FP8 tile, 1024 bytes: [32 pairs][16 rows] of e4m3 pairs (k, k+1).
+//   A matrix with a scale a channel or a block has them behind its last strip, as fp32; one scale
+//   for the whole matrix is not here: it multiplies the sums, as NVFP4's global does.
 // BF16 tile, 2048 bytes: [32 pairs][16 rows] of (k, k+1) little-endian bf16 pairs. It is also the
-// panel that an NVFP4 strip expands to.
+// panel that an NVFP4 or FP8 strip expands to.
 
 inline constexpr int64_t kStripRows = 16;
 inline constexpr int64_t kTileK = 64;
@@ -48,8 +51,18 @@ constexpr int64_t StripBytes(TileFormat format, int64_t k) {
 constexpr int64_t StripCount(int64_t n) {
   return static_cast<int64_t>(DivUp(static_cast<uint64_t>(n), kStripRows));
 }
-constexpr int64_t PackedBytes(TileFormat format, int64_t n, int64_t k) {
-  return StripCount(n) * StripBytes(format, k);
+
+/// The fp32 scales that lie behind the tiles.
+constexpr int64_t ScaleCount(GroupShape group, int64_t n, int64_t k) {
+  if (group == GroupShape::PerChannel()) return n;
+  if (group != GroupShape{kFp8Block, kFp8Block}) return 0;
+  return static_cast<int64_t>(DivUp(static_cast<uint64_t>(n), kFp8Block) *
+                              DivUp(static_cast<uint64_t>(k), kFp8Block));
+}
+/// Tiles and scales, whole cache lines of both.
+constexpr int64_t PackedBytes(TileFormat format, int64_t n, int64_t k, GroupShape group = {}) {
+  const auto scales = static_cast<uint64_t>(ScaleCount(group, n, k)) * sizeof(float);
+  return StripCount(n) * StripBytes(format, k) + static_cast<int64_t>(RoundUp(scales, 64));
 }
 
 /// A packed matrix; owns nothing.
@@ -58,7 +71,7 @@ struct PackedMatrix {
   int64_t n = 0, k = 0;             // the unpadded shape
   const std::byte* data = nullptr;  // [StripCount(n)][StripBytes(format, k)], 64-byte aligned
   GroupShape group = {};            // kFp8: what shares a scale
-  const float* scales = nullptr;    // kFp8 by channel: [n], by block: [ceil(n/128), ceil(k/128)]
+  const float* scales = nullptr;    // by channel: [n]; by block: [ceil(n/128), ceil(k/128)]
 
   const std::byte* strip(int64_t s) const { return data + s * StripBytes(format, k); }
 };

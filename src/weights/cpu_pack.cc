@@ -35,7 +35,13 @@ inline void PackTileRow(const uint8_t* codes, const uint8_t* scales, int64_t r, 
 }
 
 TileFormat FormatOf(const CanonicalWeight& w) {
+  if (std::holds_alternative<CanonicalFp8>(w)) return TileFormat::kFp8;
   return std::holds_alternative<CanonicalNvfp4>(w) ? TileFormat::kNvfp4 : TileFormat::kBf16;
+}
+
+GroupShape GroupOf(const CanonicalWeight& w) {
+  const auto* fp8 = std::get_if<CanonicalFp8>(&w);
+  return fp8 != nullptr ? fp8->group : GroupShape{};
 }
 
 void PackNvfp4Strips(const CanonicalNvfp4& w, int64_t first, int64_t last, std::byte* out) {
@@ -89,22 +95,60 @@ void PackBf16Strips(const CanonicalBf16& w, int64_t first, int64_t last, std::by
   }
 }
 
+void PackFp8Strips(const CanonicalFp8& w, int64_t first, int64_t last, std::byte* out) {
+  for (int64_t s = first; s < last; ++s) {
+    std::byte* tile = out + s * StripBytes(TileFormat::kFp8, w.k);
+    const int64_t row = s * kStripRows, rows = std::min(kStripRows, w.n - row);
+    for (int64_t k = 0; k < w.k; k += kTileK, tile += kFp8TileBytes) {
+      const int64_t width = std::min(kTileK, w.k - k);
+      if (rows < kStripRows || width < kTileK) std::memset(tile, 0, kFp8TileBytes);
+      for (int64_t r = 0; r < rows; ++r) {
+        uint8_t codes[kTileK] = {};
+        std::memcpy(codes, w.codes + (row + r) * w.k + k, width);
+        for (int64_t p = 0; p < kTileK / 2; ++p) {
+          std::memcpy(tile + p * 32 + r * 2, codes + p * 2, 2);
+        }
+      }
+    }
+  }
+}
+
+/// Where the strips end and the scales begin.
+std::byte* ScalesOf(const CanonicalWeight& from, std::byte* at) {
+  return at + PackedBytes(FormatOf(from), RowsOf(from), ColumnsOf(from));
+}
+
 }  // namespace
 
 uint64_t PackedBytesOf(const CanonicalWeight& from) {
-  return static_cast<uint64_t>(PackedBytes(FormatOf(from), RowsOf(from), ColumnsOf(from)));
+  return static_cast<uint64_t>(
+      PackedBytes(FormatOf(from), RowsOf(from), ColumnsOf(from), GroupOf(from)));
 }
 
 PackedMatrix DescribePacked(const CanonicalWeight& from, std::byte* at) {
-  return {FormatOf(from), RowsOf(from), ColumnsOf(from), at};
+  PackedMatrix packed{FormatOf(from), RowsOf(from), ColumnsOf(from), at, GroupOf(from)};
+  if (ScaleCount(packed.group, packed.n, packed.k) > 0) {
+    packed.scales = reinterpret_cast<const float*>(ScalesOf(from, at));
+  }
+  return packed;
 }
 
 void PackStrips(const CanonicalWeight& from, int64_t first, int64_t last, std::byte* at) {
   if (const auto* fp4 = std::get_if<CanonicalNvfp4>(&from)) {
     PackNvfp4Strips(*fp4, first, last, at);
+  } else if (const auto* fp8 = std::get_if<CanonicalFp8>(&from)) {
+    PackFp8Strips(*fp8, first, last, at);
   } else {
     PackBf16Strips(std::get<CanonicalBf16>(from), first, last, at);
   }
+}
+
+void PackScales(const CanonicalWeight& from, std::byte* at) {
+  const auto* fp8 = std::get_if<CanonicalFp8>(&from);
+  if (fp8 == nullptr || ScaleCount(fp8->group, fp8->n, fp8->k) == 0) return;
+  std::byte* scales = ScalesOf(from, at);
+  std::memset(scales, 0, at + PackedBytesOf(from) - scales);
+  std::memcpy(scales, fp8->scales.data(), fp8->scales.size() * sizeof(float));
 }
 
 }  // namespace nibble::weights

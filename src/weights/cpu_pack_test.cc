@@ -73,6 +73,49 @@ TEST(CpuPack, Bf16TilesHoldPairsOfColumnsARowALane) {
   }
 }
 
+TEST(CpuPack, Fp8TilesHoldPairsOfColumnsAndTheScalesFollowThem) {
+  std::mt19937 rng(5);
+  const Shape shapes[] = {{16, 64},   {1, 16},   {17, 80},  {33, 144},
+                          {130, 129}, {5, 1023}, {256, 256}};
+  for (const auto [n, k] : shapes) {
+    for (const GroupShape group :
+         {GroupShape::PerTensor(), GroupShape::PerChannel(), GroupShape{128, 128}}) {
+      std::vector<uint8_t> codes(n * k);
+      for (auto& b : codes) b = static_cast<uint8_t>(rng());
+      size_t count = 1;
+      if (group == GroupShape::PerChannel()) count = n;
+      if (group == GroupShape{128, 128}) count = ((n + 127) / 128) * ((k + 127) / 128);
+      std::vector<float> scales(count);
+      for (float& f : scales) f = static_cast<float>(rng() % 1000) / 7;
+      const CanonicalWeight from = CanonicalFp8{n, k, codes.data(), group, scales, {}};
+      const bool behind = group != GroupShape::PerTensor();
+      const int64_t strips = (n + 15) / 16, tiles = (k + 63) / 64;
+      const size_t lines = behind ? (count * 4 + 63) / 64 : 0;
+      std::vector<std::byte> packed(PackedBytesOf(from), std::byte{0xEE});
+      ASSERT_EQ(packed.size(), strips * tiles * 1024 + lines * 64);
+      PackStrips(from, 0, strips, packed.data());
+      PackScales(from, packed.data());
+      for (int64_t row = 0; row < strips * 16; ++row) {
+        for (int64_t col = 0; col < tiles * 64; ++col) {
+          const std::byte* tile = packed.data() + (row / 16 * tiles + col / 64) * 1024;
+          const auto got = static_cast<uint8_t>(tile[(col % 64 / 2 * 16 + row % 16) * 2 + col % 2]);
+          ASSERT_EQ(got, row < n && col < k ? codes[row * k + col] : 0)
+              << n << "x" << k << " row " << row << " col " << col;
+        }
+      }
+      const PackedMatrix view = DescribePacked(from, packed.data());
+      EXPECT_EQ(view.format, TileFormat::kFp8);
+      EXPECT_EQ(view.group, group);
+      ASSERT_EQ(view.scales != nullptr, behind);
+      if (!behind) continue;
+      const std::byte* at = packed.data() + strips * tiles * 1024;
+      EXPECT_EQ(reinterpret_cast<const std::byte*>(view.scales), at);
+      EXPECT_EQ(std::memcmp(at, scales.data(), count * 4), 0);
+      for (size_t i = count * 4; i < lines * 64; ++i) EXPECT_EQ(at[i], std::byte{0}) << i;
+    }
+  }
+}
+
 TEST(CpuPack, StripsMayBePackedInAnyPieces) {
   std::vector<uint8_t> codes(48 * 32, 0x5A), scales(48 * 4, 0x38);
   const CanonicalWeight from = CanonicalNvfp4{48, 64, codes.data(), scales.data(), 1.0f, {}};

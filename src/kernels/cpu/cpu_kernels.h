@@ -10,7 +10,8 @@ namespace nibble::kernels::cpu {
 // What an ISA file gives: the loops over packed strips (layout/cpu_tile.h), one table of pointers
 // each. All compute
 //   y[t, r] = global * sum_k w[r, k] * x[t, k]     with exact bf16 w and x, accumulated in fp32,
-// and differ only in the order of that sum. One thread each, no allocation, no state.
+// and differ only in the order of that sum. One thread each, no allocation, no state. FP8's strips
+// hold codes (none NaN): what has more scales than `global` is strips.h's.
 
 /// Tokens that share one decode pass over a strip.
 inline constexpr int kDecodeTokens = 4;
@@ -26,8 +27,8 @@ struct GatedActivation {
 
 struct CpuKernels {
   CpuIsa isa;
-  /// From how many tokens a strip of NVFP4, or of bf16, is multiplied as a panel: measured.
-  int64_t nvfp4_panel_tokens, bf16_panel_tokens;
+  /// From how many tokens a strip of each format is multiplied as a panel: measured.
+  int64_t nvfp4_panel_tokens, fp8_panel_tokens, bf16_panel_tokens;
 
   /// Bytes of one packed activation: an ISA with bf16 products holds it as bf16, the others as the
   /// same value in fp32.
@@ -40,6 +41,13 @@ struct CpuKernels {
   /// / gscale.
   void (*pack_nvfp4)(const float* x, int64_t groups, float gscale, std::byte* out);
 
+  /// Quantizes x[16 * groups] to e4m3 under `scale`, value for value as QuantizeFp8<float> does, and
+  /// holds the codes' values, which are exact; a NaN stays one. The accumulator must still be
+  /// multiplied with `scale`.
+  void (*pack_fp8)(const float* x, int64_t groups, float scale, std::byte* out);
+  /// LargestMagnitude of x[16 * groups].
+  float (*largest_magnitude)(const float* x, int64_t groups);
+
   /// y[t * ldy + r] for the 16 rows of one strip and 1..kDecodeTokens tokens.
   /// `next` is where reading goes on after this strip, to be fetched ahead of time; it is never
   /// dereferenced.
@@ -48,11 +56,13 @@ struct CpuKernels {
   using Decode = void (*)(const std::byte* strip, const std::byte* next, int64_t tiles,
                           const std::byte* const* x, int tokens, float global, float* y,
                           int64_t ldy);
-  Decode decode_nvfp4, decode_bf16;
+  Decode decode_nvfp4, decode_fp8, decode_bf16;
 
-  /// An NVFP4 strip as the bf16 tiles of code * block scale (exact); the global scale is left out.
-  void (*expand_nvfp4)(const std::byte* strip, const std::byte* next, int64_t tiles,
-                       std::byte* panel);
+  /// A strip as the bf16 tiles of what is exact of it: code * block scale of NVFP4, the code's value
+  /// of FP8.
+  using Expand = void (*)(const std::byte* strip, const std::byte* next, int64_t tiles,
+                          std::byte* panel);
+  Expand expand_nvfp4, expand_fp8;
   /// y[t * ldy + 16 * s + r] for 1..kPanelStrips strips of bf16 tiles and any number of tokens.
   /// `from_memory`: the tiles are not in a cache yet, fetch them ahead of the first tokens.
   void (*panel_gemm)(const std::byte* const* panels, int strips, bool from_memory, int64_t tiles,

@@ -13,7 +13,8 @@ namespace {
 // A pair is one (token, rank); its position is its place in the order of experts, tokens ascending
 // within one. Two parallel regions:
 //   up    unit (expert, 3 strips of I): gate and up, the activation function, and h rounded or
-//   quantized into its packed row
+//   quantized into its packed row, or kept as it is where only a whole row of h has a scale: then
+//   a region in between packs those rows
 //   down  unit (a few dozen rows of H): every expert's part of these columns, then the weighted
 //   sums of all tokens over them
 // so that results meet only within a unit, and Down's intermediate, [pairs][columns], stays in a
@@ -41,9 +42,13 @@ class ExpertsCall {
     shards_ = gated_ ? 2 : 1;
     NIBBLE_CHECK(q.a1_gscale.has_value() == q.a2_gscale.has_value(),
                  "one activation scale without the other");
+    NIBBLE_CHECK(q.a1_scale.has_value() == q.a2_scale.has_value(),
+                 "one activation scale without the other");
     NIBBLE_CHECK(gated_ == (e.activation != Activation::kRelu2NoMul),
                  "relu2_no_mul has no gate, the others have one");
-    shared_rows_ = !q.a1_gscale || AllEqual(*q.a1_gscale);
+    const auto& a1 = q.a1_gscale ? q.a1_gscale : q.a1_scale;
+    shared_rows_ = !a1 || AllEqual(*a1);
+    keeps_h_ = A2(0).needs_whole_row();
     if (q.clamp_limit) how_.limit = *q.clamp_limit;
     if (e.activation != Activation::kSilu) {
       how_.alpha = q.alpha.value_or(1.0f);
@@ -61,6 +66,7 @@ class ExpertsCall {
     h_rows_ = carver.Take<const std::byte*>(pairs_);
     packed_x_ = carver.Take<std::byte>(rows * XBytes());
     packed_h_ = carver.Take<std::byte>(pairs_ * HBytes());
+    h_ = carver.Take<float>(keeps_h_ ? pairs_ * e_.intermediate : 0);
     down_groups_ = DownGroups(threads);
     partial_ = carver.Take<float>(threads * pairs_ * down_groups_ * kBlockStride);
     panels_ = carver.Take<std::byte>(threads * ThreadPanelBytes());
@@ -76,6 +82,7 @@ class ExpertsCall {
     ForUnits(pool, n_active_ * groups, [&](int64_t unit, int thread) {
       UpUnit(unit / groups, unit % groups * kPanelStrips, thread);
     });
+    if (keeps_h_) PackH(pool);
   }
   void Down(ThreadPool& pool) {
     const int64_t groups = Groups(e_.hidden);
@@ -118,22 +125,20 @@ class ExpertsCall {
   std::byte* ThreadPanels(int thread) const { return panels_ + thread * ThreadPanelBytes(); }
   int64_t CountOf(int64_t expert) const { return first_[expert + 1] - first_[expert]; }
 
-  const float* A1(int64_t expert, int shard) const {
-    const auto& a1 = e_.quant.a1_gscale;
-    return a1 ? &(*a1)[expert * shards_ + shard] : nullptr;
+  RowForm Form(const std::optional<std::vector<float>>& gscale,
+               const std::optional<std::vector<float>>& scale, int64_t index) const {
+    if (gscale) return {RowForm::Kind::kNvfp4, (*gscale)[index]};
+    return FormOf(e_.quant.scheme.activation,
+                  scale ? std::optional((*scale)[index]) : std::nullopt);
   }
-  const float* A2(int64_t expert) const {
-    const auto& a2 = e_.quant.a2_gscale;
-    return a2 ? &(*a2)[expert] : nullptr;
+  RowForm A1(int64_t expert, int shard) const {
+    return Form(e_.quant.a1_gscale, e_.quant.a1_scale, expert * shards_ + shard);
   }
-  /// What an accumulator is multiplied with: the weight's global scale and, of a quantized
-  /// activation, its own.
-  static float Factor(float alpha, const float* gscale) {
-    return gscale != nullptr ? alpha * (1.0f / *gscale) : alpha;
-  }
+  RowForm A2(int64_t expert) const { return Form(e_.quant.a2_gscale, e_.quant.a2_scale, expert); }
 
   void UpUnit(int64_t active, int64_t first_strip, int thread);
-  void Activate(int64_t expert, const float* gate, const float* up, std::byte* out) const;
+  void Activate(const float* gate, const float* up, float* h) const;
+  void PackH(ThreadPool& pool);
   void DownUnit(int64_t first_group, int64_t last_group, int thread);
   void WeightedSum(const float* partial, int64_t stride, int64_t column, int64_t columns);
 
@@ -149,6 +154,7 @@ class ExpertsCall {
   bool gated_;
   int shards_ = 1;
   bool shared_rows_ = true;  // one packed row a token serves all experts
+  bool keeps_h_ = false;     // h is packed when its rows are whole
   GatedActivation how_;
 
   size_t scratch_bytes_ = 0;
@@ -161,6 +167,7 @@ class ExpertsCall {
   const std::byte** h_rows_ = nullptr;  // [pairs] by position
   std::byte* packed_x_ = nullptr;       // [tokens] or [shards][pairs] rows of XBytes()
   std::byte* packed_h_ = nullptr;       // [pairs] rows of HBytes(), by position
+  float* h_ = nullptr;                  // [pairs][I] by position, where h is kept
   float* partial_ = nullptr;            // [threads][pairs][down_groups_ * kBlockStride]
   std::byte* panels_ = nullptr;         // [threads][ThreadPanelBytes()]
 };
@@ -207,7 +214,7 @@ void ExpertsCall::Pack(ThreadPool& pool) {
       PackRow(kernels_, x, e_.hidden, A1(expert, 0), row);
       x_rows_[i] = row;
       if (shards_ == 1) continue;
-      if (*A1(expert, 1) != *A1(expert, 0)) {
+      if (A1(expert, 1) != A1(expert, 0)) {
         row = packed_x_ + (pairs_ + i) * XBytes();
         PackRow(kernels_, x, e_.hidden, A1(expert, 1), row);
       }
@@ -223,20 +230,24 @@ void ExpertsCall::Pack(ThreadPool& pool) {
   }
 }
 
-/// 16 neighbouring elements of h, packed: a strip's rows are one NVFP4 block of the next
-/// multiplication.
-void ExpertsCall::Activate(int64_t expert, const float* gate, const float* up,
-                           std::byte* out) const {
-  float h[kStripRows];
-  if (gated_) {
-    kernels_.gated_activation(how_, gate, up, h);
-  } else {
-    for (int r = 0; r < kStripRows; ++r) {
-      const float u = std::clamp(up[r], -how_.limit, how_.limit);
-      h[r] = u > 0 ? u * u : 0 * u;  // 0 * u: a NaN stays one
-    }
+/// 16 neighbouring elements of h.
+void ExpertsCall::Activate(const float* gate, const float* up, float* h) const {
+  if (gated_) return kernels_.gated_activation(how_, gate, up, h);
+  for (int r = 0; r < kStripRows; ++r) {
+    const float u = std::clamp(up[r], -how_.limit, how_.limit);
+    h[r] = u > 0 ? u * u : 0 * u;  // 0 * u: a NaN stays one
   }
-  PackGroups(kernels_, h, 1, A2(expert), out);
+}
+
+void ExpertsCall::PackH(ThreadPool& pool) {
+  const auto pack = [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      PackRow(kernels_, h_ + i * e_.intermediate, e_.intermediate, A2(ids_[pair_at_[i]]),
+              packed_h_ + i * HBytes());
+    }
+  };
+  if (pairs_ * e_.intermediate <= kInlinePackElements) return pack(0, pairs_, 0);
+  pool.Run(pairs_, pack);
 }
 
 void ExpertsCall::UpUnit(int64_t active, int64_t first_strip, int thread) {
@@ -257,22 +268,30 @@ void ExpertsCall::UpUnit(int64_t active, int64_t first_strip, int thread) {
   const StripGroup gates(kernels_, gate, first_strip, gated_ ? strips : 0,
                          UsesPanels(kernels_, gate.format, count),
                          panels + kPanelStrips * PanelBytes(e_.hidden), next_up);
-  const float gate_factor = Factor(alphas[0], A1(expert, 0));
-  const float up_factor = Factor(alphas[up_shard], A1(expert, up_shard));
+  const RowForm gate_form = A1(expert, 0), up_form = A1(expert, up_shard), h_form = A2(expert);
+  const float gate_factor = alphas[0] * gate_form.factor();
+  const float up_factor = alphas[up_shard] * up_form.factor();
 
   const int64_t strip_bytes = kStripRows * kernels_.activation_bytes;
   for (int64_t t = 0; t < count; t += kBlockTokens) {
     float g[kBlockTokens * kBlockStride], u[kBlockTokens * kBlockStride];
     const int64_t n = std::min<int64_t>(kBlockTokens, count - t);
-    if (gated_) gates.Multiply(x_rows_ + first + t, n, gate_factor, g, kBlockStride);
-    ups.Multiply(x_rows_ + up_shard * pairs_ + first + t, n, up_factor, u, kBlockStride);
+    if (gated_) gates.Multiply(x_rows_ + first + t, gate_form, n, gate_factor, g, kBlockStride);
+    ups.Multiply(x_rows_ + up_shard * pairs_ + first + t, up_form, n, up_factor, u, kBlockStride);
     for (int64_t i = 0; i < n; ++i) {
       std::byte* row = packed_h_ + (first + t + i) * HBytes();
+      float* kept = h_ + (first + t + i) * e_.intermediate + first_strip * kStripRows;
       for (int s = 0; s < strips; ++s) {
         const int64_t at = i * kBlockStride + s * kStripRows;
-        Activate(expert, g + at, u + at, row + (first_strip + s) * strip_bytes);
+        if (keeps_h_) {
+          Activate(g + at, u + at, kept + s * kStripRows);
+          continue;
+        }
+        float h[kStripRows];  // one NVFP4 block of the next multiplication
+        Activate(g + at, u + at, h);
+        PackGroups(kernels_, h, 1, h_form, row + (first_strip + s) * strip_bytes);
       }
-      if (last) {
+      if (last && !keeps_h_) {
         std::fill(row + e_.intermediate * kernels_.activation_bytes, row + HBytes(), std::byte{0});
       }
     }
@@ -294,7 +313,8 @@ void ExpertsCall::DownUnit(int64_t first_group, int64_t last_group, int thread) 
           kernels_, down, strip, strips, UsesPanels(kernels_, down.format, count),
           ThreadPanels(thread),
           g + 1 < last_group ? down.strip(strip + strips) : next.strip(first_strip));
-      group.Multiply(h_rows_ + first, count, Factor(e_.quant.g2_alphas[expert], A2(expert)),
+      const RowForm form = A2(expert);
+      group.Multiply(h_rows_ + first, form, count, e_.quant.g2_alphas[expert] * form.factor(),
                      partial + first * stride + (g - first_group) * kBlockStride, stride);
     }
   }

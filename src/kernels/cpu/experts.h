@@ -12,9 +12,9 @@ namespace nibble::kernels::cpu {
 
 /// y[t] = sum over ranks j, in order, of weights[t, j] * Expert[expert_ids[t, j]](x[t]), with
 ///   Expert(x) = Down(h'), h = activation(Gate(x'), Up(x')).
-/// x' and h' are rounded to bf16 or, where `experts.quant` has gscales, quantized to NVFP4 by them;
-/// gate and up may have gscales and alphas of their own. alphas hold the weights' global scales
-/// alone: 1 / gscale is multiplied on here.
+/// x' and h' are rounded to bf16 or quantized: to NVFP4 where `experts.quant` has gscales, to FP8
+/// where its scheme says so; gate and up may have scales and alphas of their own. alphas hold the
+/// weights' global scales alone: what activations are scaled by is multiplied on here.
 /// shapes   x [T, H] fp32; expert_ids [T, K] in [0, E);
 /// weights [T, K]; y [T, H] fp32, overwritten; matrices PackedMatrix needs    H and I multiples of
 /// 16; y does not alias x; K >= 1

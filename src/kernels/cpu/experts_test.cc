@@ -22,10 +22,16 @@ struct Layer {
   bool gated() const { return !gate.empty(); }
   int shards() const { return gated() ? 2 : 1; }
   int64_t experts() const { return static_cast<int64_t>(up.size()); }
-  const float* a1(int64_t e, int shard) const {
-    return quant.a1_gscale ? &(*quant.a1_gscale)[e * shards() + shard] : nullptr;
+  TestForm a1(int64_t e, int shard) const {
+    return Form(quant.a1_gscale, quant.a1_scale, e * shards() + shard);
   }
-  const float* a2(int64_t e) const { return quant.a2_gscale ? &(*quant.a2_gscale)[e] : nullptr; }
+  TestForm a2(int64_t e) const { return Form(quant.a2_gscale, quant.a2_scale, e); }
+
+  TestForm Form(const std::optional<std::vector<float>>& gscale,
+                const std::optional<std::vector<float>>& scale, int64_t index) const {
+    if (gscale) return {kNvfp4Dynamic, (*gscale)[index]};
+    return {quant.scheme.activation, scale ? (*scale)[index] : 0};
+  }
 };
 
 struct Batch {
@@ -74,6 +80,34 @@ Layer RandomLayer(Random& random, Activation activation, TileFormat format, int6
     layer.quant.a2_gscale->push_back(300 * (1.1f + ratio(random)));
   }
   layer.quant.w13_shards = gated ? 2 : 1;
+  return layer;
+}
+
+/// FP8 experts of any pair; static activation scales own to each expert and projection, or shared.
+Layer RandomFp8Layer(Random& random, const QuantScheme& scheme, int64_t experts, int64_t hidden,
+                     int64_t intermediate, bool shared) {
+  Layer layer;
+  layer.hidden = hidden;
+  layer.intermediate = intermediate;
+  layer.quant.scheme = scheme;
+  const bool is_static = scheme.activation && scheme.activation->scale.is_static;
+  if (is_static) {
+    layer.quant.a1_scale.emplace();
+    layer.quant.a2_scale.emplace();
+  }
+  std::uniform_real_distribution<float> factor(0.3f, 3);
+  for (int64_t e = 0; e < experts; ++e) {
+    for (auto* list : {&layer.gate, &layer.up}) {
+      list->push_back(
+          RandomFp8(random, *scheme.weight, intermediate, hidden, 0.002f * factor(random)));
+      layer.quant.g1_alphas.push_back(list->back().global);
+      if (is_static) layer.quant.a1_scale->push_back(shared ? 0.01f : 0.007f * factor(random));
+    }
+    layer.down.push_back(
+        RandomFp8(random, *scheme.weight, hidden, intermediate, 0.003f * factor(random)));
+    layer.quant.g2_alphas.push_back(layer.down.back().global);
+    if (is_static) layer.quant.a2_scale->push_back(0.01f * factor(random));
+  }
   return layer;
 }
 
@@ -135,10 +169,35 @@ Truth ActivationFunctionTruth(const Layer& layer, Truth gate, Truth up) {
   return h;
 }
 
+/// PackedHTruth of FP8: a magnitude and its scale each lie in an interval, so the code's value does.
+void PackedFp8Truth(const std::vector<Truth>& h, const TestForm& a2, std::vector<double>* value,
+                    std::vector<double>* slack) {
+  const int64_t k = static_cast<int64_t>(h.size());
+  std::vector<float> nominal, grown, shrunk;
+  for (const Truth& t : h) {
+    nominal.push_back(static_cast<float>(t.value));
+    grown.push_back(static_cast<float>((std::abs(t.value) + t.bound) * (1 + 2 * kEpsilon)));
+    shrunk.push_back(static_cast<float>((std::abs(t.value) - t.bound) * (1 - 2 * kEpsilon)));
+    if (shrunk.back() < 0) shrunk.back() = 0;
+  }
+  *value = ActivationTruth(nominal.data(), k, a2);
+  slack->assign(k, 0);
+  for (int64_t i = 0; i < k; ++i) {
+    const double most = Fp8ScaleOf(a2, grown.data(), k, i);
+    const double least = Fp8ScaleOf(a2, shrunk.data(), k, i);
+    const double high = DecodeE4m3(QuantizeFp8(grown[i] / least, 1.0)) * most;
+    const double low = shrunk[i] == 0 ? -high  // its sign is not known
+                                      : DecodeE4m3(QuantizeFp8(shrunk[i] / most, 1.0)) * least;
+    const double magnitude = std::abs((*value)[i]);
+    (*slack)[i] = std::max(high - magnitude, magnitude - low);
+  }
+}
+
 /// What Down multiplies, and how far each element may be off because h was: where h's uncertainty
 /// spans a border of the 16- or 4-bit format, by the distance across it.
-void PackedHTruth(const std::vector<Truth>& h, const float* a2, std::vector<double>* value,
+void PackedHTruth(const std::vector<Truth>& h, const TestForm& a2, std::vector<double>* value,
                   std::vector<double>* slack) {
+  if (a2.key && a2.key->dtype == ScalarType::kF8E4M3) return PackedFp8Truth(h, a2, value, slack);
   std::vector<float> nominal, grown, shrunk;
   for (const Truth& t : h) {
     const double sign = t.value < 0 ? -1 : 1, magnitude = std::abs(t.value);
@@ -154,14 +213,15 @@ void PackedHTruth(const std::vector<Truth>& h, const float* a2, std::vector<doub
   for (int64_t i = 0; i < k; ++i) {
     (*slack)[i] = std::max(std::abs(high[i] - (*value)[i]), std::abs(low[i] - (*value)[i]));
   }
-  if (a2 == nullptr) return;
+  if (!a2.key) return;
   for (int64_t b = 0; b < k;
        b += 16) {  // where the block's scale itself may be another, any code may be
     const auto scale = [&](const std::vector<float>& v) {
-      return QuantizeNvfp4Block<float>(std::span<const float, 16>(v.data() + b, 16), *a2).scale;
+      return QuantizeNvfp4Block<float>(std::span<const float, 16>(v.data() + b, 16), a2.scale)
+          .scale;
     };
     if (scale(grown) == scale(shrunk)) continue;
-    for (int64_t i = b; i < b + 16; ++i) (*slack)[i] += 2 * DecodeE4m3(scale(grown)) / *a2;
+    for (int64_t i = b; i < b + 16; ++i) (*slack)[i] += 2 * DecodeE4m3(scale(grown)) / a2.scale;
   }
 }
 
@@ -232,6 +292,35 @@ TEST_P(ExpertsTest, RandomShapesInEveryPrecisionAreWithinTheirBounds) {
     SCOPED_TRACE(round);
     ExpectAll(layer, RandomBatch(random, tokens, experts, top_k, hidden));
     if (HasFatalFailure()) return;
+  }
+}
+
+TEST_P(ExpertsTest, EveryFp8PairIsWithinItsBounds) {
+  Random random(26);
+  for (const QuantScheme& scheme : kFp8Schemes) {
+    for (const bool shared : {false, true}) {
+      const int64_t experts = 2 + random() % 6;
+      const int64_t tokens = shared ? 1 + random() % 30 : 1 + random() % 6;
+      const int64_t hidden = 16 * (1 + random() % 12), intermediate = 16 * (1 + random() % 12);
+      const Layer layer = RandomFp8Layer(random, scheme, experts, hidden, intermediate, shared);
+      SCOPED_TRACE(PairName(scheme));
+      ExpectAll(layer, RandomBatch(random, tokens, experts, 2, hidden));
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST_P(ExpertsTest, AllTokensToOneFp8ExpertAndTheOthersEmpty) {
+  Random random(27);
+  for (const QuantScheme& scheme :
+       {kFp8Schemes[0], QuantScheme{kFp8StaticBlock128, kFp8Dynamic128}}) {
+    for (int64_t tokens : {1, 5, 17}) {
+      const Layer layer = RandomFp8Layer(random, scheme, 5, 144, 176, false);
+      Batch b = RandomBatch(random, tokens, 5, 1, 144);
+      std::fill(b.ids.begin(), b.ids.end(), 3);
+      ExpectAll(layer, b);
+      if (HasFatalFailure()) return;
+    }
   }
 }
 

@@ -161,12 +161,39 @@ void DecodeNvfp4(const Byte* strip, const Byte* next, int64_t tiles, const Byte*
   }
 }
 
-/// One strip of bf16 tiles against kTokens tokens, as decoding reads it (from memory) and as panels
-/// are multiplied (from L2).
-template <int kTokens, bool kFromMemory>
+/// A pair of k for 16 rows, 32 bytes of FP8 at p, as the bf16 pairs of rows 0..7 and 8..15: see
+/// isa_avx512_common.h.
+inline void LoadFp8Pair(const Byte* p, __m256i* pairs) {
+  const __m256i high_bytes = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(0x3C, 0x3D, 0x3E, 0x3F, 0x40, 0x41, 0x42, 0x43, -0x44, -0x43, -0x42, -0x41,
+                    -0x40, -0x3F, -0x3E, -0x3D));
+  const __m256i tiny_high_bytes =
+      _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 0x3B, 0x3B, 0x3B, 0x3C, 0x3C, 0x3C, 0x3C, -0x80,
+                                                -0x45, -0x45, -0x45, -0x44, -0x44, -0x44, -0x44));
+  const __m256i tiny_low_bytes = _mm256_broadcastsi128_si256(_mm_setr_epi8(
+      0, 0, -0x80, -0x40, 0, 0x20, 0x40, 0x60, 0, 0, -0x80, -0x40, 0, 0x20, 0x40, 0x60));
+  const __m256i codes = _mm256_permute4x64_epi64(Load(p), 0xD8);  // quarters 0 2 1 3
+  const __m256i nibble = _mm256_set1_epi8(15);
+  const __m256i lower = _mm256_and_si256(codes, nibble);
+  const __m256i upper = _mm256_and_si256(_mm256_srli_epi16(codes, 4), nibble);
+  const __m256i tiny = _mm256_or_si256(lower, upper);
+  const __m256i is_tiny =
+      _mm256_cmpeq_epi8(_mm256_and_si256(codes, _mm256_set1_epi8(0x78)), _mm256_setzero_si256());
+  const __m256i high = _mm256_blendv_epi8(_mm256_shuffle_epi8(high_bytes, upper),
+                                          _mm256_shuffle_epi8(tiny_high_bytes, tiny), is_tiny);
+  const __m256i low = _mm256_blendv_epi8(_mm256_slli_epi16(lower, 4),
+                                         _mm256_shuffle_epi8(tiny_low_bytes, tiny), is_tiny);
+  pairs[0] = _mm256_unpacklo_epi8(low, high);
+  pairs[1] = _mm256_unpackhi_epi8(low, high);
+}
+
+/// One strip of bf16 or FP8 tiles against kTokens tokens, as decoding reads it (from memory) and as
+/// panels are multiplied (from L2).
+template <int kTokens, bool kFromMemory, TileFormat kFormat = TileFormat::kBf16>
 void StripBlock(const Byte* strip, const Byte* next, int64_t tiles, const Byte* const* x,
                 float global, float* y, int64_t ldy) {
-  [[maybe_unused]] const Ahead<kBf16TileBytes> ahead(strip, tiles, next);
+  constexpr int64_t kPairBytes = TileBytes(kFormat) / (kTileK / 2);
+  [[maybe_unused]] const Ahead<TileBytes(kFormat)> ahead(strip, tiles, next);
   const Byte* p[kTokens];
   __m256 sum[kTokens][2];
 #pragma GCC unroll 5
@@ -174,19 +201,26 @@ void StripBlock(const Byte* strip, const Byte* next, int64_t tiles, const Byte* 
     p[t] = x[t];
     sum[t][0] = sum[t][1] = _mm256_setzero_ps();
   }
-  for (int64_t pair = 0; pair < tiles * (kTileK / 2); ++pair, strip += 64) {
+  for (int64_t pair = 0; pair < tiles * (kTileK / 2); ++pair, strip += kPairBytes) {
     if constexpr (kFromMemory) {
       if (pair % 32 == 0) ahead.Fetch(strip, pair / 32);
     }
-    __m256 w0 = LowHalves(Load(strip)), w1 = LowHalves(Load(strip + 32));
+    __m256i rows[2];
+    if constexpr (kFormat == TileFormat::kFp8) {
+      LoadFp8Pair(strip, rows);
+    } else {
+      rows[0] = Load(strip);
+      rows[1] = Load(strip + 32);
+    }
+    __m256 w0 = LowHalves(rows[0]), w1 = LowHalves(rows[1]);
 #pragma GCC unroll 5
     for (int t = 0; t < kTokens; ++t) {
       const __m256 b = Broadcast(p[t] + pair * 8);
       sum[t][0] = _mm256_fmadd_ps(w0, b, sum[t][0]);
       sum[t][1] = _mm256_fmadd_ps(w1, b, sum[t][1]);
     }
-    w0 = HighHalves(Load(strip));
-    w1 = HighHalves(Load(strip + 32));
+    w0 = HighHalves(rows[0]);
+    w1 = HighHalves(rows[1]);
 #pragma GCC unroll 5
     for (int t = 0; t < kTokens; ++t) {
       const __m256 b = Broadcast(p[t] + pair * 8 + 4);
@@ -202,17 +236,18 @@ void StripBlock(const Byte* strip, const Byte* next, int64_t tiles, const Byte* 
   }
 }
 
-void DecodeBf16(const Byte* strip, const Byte* next, int64_t tiles, const Byte* const* x,
-                int tokens, float global, float* y, int64_t ldy) {
+template <TileFormat kFormat>
+void DecodePairs(const Byte* strip, const Byte* next, int64_t tiles, const Byte* const* x,
+                 int tokens, float global, float* y, int64_t ldy) {
   switch (tokens) {
     case 1:
-      return StripBlock<1, true>(strip, next, tiles, x, global, y, ldy);
+      return StripBlock<1, true, kFormat>(strip, next, tiles, x, global, y, ldy);
     case 2:
-      return StripBlock<2, true>(strip, next, tiles, x, global, y, ldy);
+      return StripBlock<2, true, kFormat>(strip, next, tiles, x, global, y, ldy);
     case 3:
-      return StripBlock<3, true>(strip, next, tiles, x, global, y, ldy);
+      return StripBlock<3, true, kFormat>(strip, next, tiles, x, global, y, ldy);
     default:
-      return StripBlock<4, true>(strip, next, tiles, x, global, y, ldy);
+      return StripBlock<4, true, kFormat>(strip, next, tiles, x, global, y, ldy);
   }
 }
 
@@ -269,6 +304,19 @@ void ExpandNvfp4(const Byte* strip, const Byte* next, int64_t tiles, Byte* panel
         ExpandHalfGroup(codes + half * 64, top, out);
         ExpandHalfGroup(codes + half * 64 + 32, bottom, out + 32);
       }
+    }
+  }
+}
+
+void ExpandFp8(const Byte* strip, const Byte* next, int64_t tiles, Byte* panel) {
+  const Ahead<kFp8TileBytes> ahead(strip, tiles, next);
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    ahead.Fetch(strip, tile);
+    for (int64_t pair = 0; pair < kTileK / 2; ++pair, strip += 32, panel += 64) {
+      __m256i rows[2];
+      LoadFp8Pair(strip, rows);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(panel), rows[0]);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(panel + 32), rows[1]);
     }
   }
 }
@@ -345,6 +393,35 @@ void PackNvfp4(const float* x, int64_t groups, float gscale, Byte* out) {
   }
 }
 
+/// QuantizeFp8<float> and back, as in isa_avx512_common.h.
+void PackFp8(const float* x, int64_t groups, float scale, Byte* out) {
+  for (int64_t i = 0; i < groups * 2; ++i) {
+    const __m256 q = _mm256_div_ps(_mm256_loadu_ps(x + i * 8), _mm256_set1_ps(scale));
+    const __m256 a = _mm256_min_ps(Magnitude(q), _mm256_set1_ps(448));  // a NaN becomes 448
+    const __m256i bits = _mm256_castps_si256(a);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 20), _mm256_set1_epi32(1));
+    const __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFFF)));
+    const __m256 large = _mm256_castsi256_ps(_mm256_andnot_si256(_mm256_set1_epi32(0xFFFFF), up));
+    const __m256 magic = _mm256_set1_ps(0x1p14f);  // its ulp is 2^-9
+    const __m256 small = _mm256_sub_ps(_mm256_add_ps(a, magic), magic);
+    const __m256 is_small = _mm256_cmp_ps(a, _mm256_set1_ps(0x1p-6f), _CMP_LT_OQ);
+    const __m256 value = _mm256_or_ps(_mm256_blendv_ps(large, small, is_small),
+                                      _mm256_and_ps(q, _mm256_set1_ps(-0.0f)));
+    const __m256 is_nan = _mm256_cmp_ps(q, q, _CMP_UNORD_Q);
+    _mm256_storeu_ps(reinterpret_cast<float*>(out) + i * 8,
+                     _mm256_blendv_ps(value, _mm256_set1_ps(__builtin_nanf("")), is_nan));
+  }
+}
+
+float Largest(const float* x, int64_t groups) {
+  __m256 largest = _mm256_setzero_ps();
+  for (int64_t i = 0; i < groups * 2;
+       ++i) {  // max gives its second operand when the first is a NaN
+    largest = _mm256_max_ps(Magnitude(_mm256_loadu_ps(x + i * 8)), largest);
+  }
+  return MaxMagnitude(largest, largest);
+}
+
 /// e^x within 2 ulp: 2^n * e^r, |r| <= ln2 / 2, Taylor to r^7 (next term below 2^-27). Below -87 it
 /// stays at e^-87.
 inline __m256 Exp(__m256 x) {
@@ -384,13 +461,18 @@ void Gated(const GatedActivation& how, const float* gate, const float* up, float
 const CpuKernels kAvx2Kernels = {
     .isa = CpuIsa::kAvx2,
     .nvfp4_panel_tokens = 10,
+    .fp8_panel_tokens = 8,
     .bf16_panel_tokens = 5,
     .activation_bytes = 4,
     .pack_bf16 = PackBf16,
     .pack_nvfp4 = PackNvfp4,
+    .pack_fp8 = PackFp8,
+    .largest_magnitude = Largest,
     .decode_nvfp4 = DecodeNvfp4,
-    .decode_bf16 = DecodeBf16,
+    .decode_fp8 = DecodePairs<TileFormat::kFp8>,
+    .decode_bf16 = DecodePairs<TileFormat::kBf16>,
     .expand_nvfp4 = ExpandNvfp4,
+    .expand_fp8 = ExpandFp8,
     .panel_gemm = PanelGemm,
     .gated_activation = Gated,
 };

@@ -31,6 +31,13 @@ void PackNvfp4(const float* x, int64_t groups, float gscale, Byte* out) {
   }
 }
 
+void PackFp8(const float* x, int64_t groups, float scale, Byte* out) {
+  for (int64_t i = 0; i < groups; ++i) {
+    const __m512 value = QuantizeFp8Values(_mm512_loadu_ps(x + i * 16), _mm512_set1_ps(scale));
+    _mm512_storeu_ps(out + i * 64, value);
+  }
+}
+
 /// Codes are multiplied as they are; the sum of each group of 16 k meets its block scale at its
 /// end.
 template <int kTokens>
@@ -82,10 +89,11 @@ void DecodeNvfp4Tokens(const Byte* strip, const Byte* next, int64_t tiles, const
   }
 }
 
-template <int kTokens>
-void DecodeBf16Tokens(const Byte* strip, const Byte* next, int64_t tiles, const Byte* const* x,
+/// Strips of pairs: bf16, or FP8 that becomes bf16 here.
+template <int kTokens, TileFormat kFormat>
+void DecodePairTokens(const Byte* strip, const Byte* next, int64_t tiles, const Byte* const* x,
                       float global, float* y, int64_t ldy) {
-  const Ahead<kBf16TileBytes> ahead(strip, tiles, next);
+  const Ahead<TileBytes(kFormat)> ahead(strip, tiles, next);
   constexpr int kChains = 4;  // sums in flight a token: one would wait for its own latency
   const Byte* p[kTokens];
   __m512 sum[kTokens][kChains];
@@ -95,15 +103,16 @@ void DecodeBf16Tokens(const Byte* strip, const Byte* next, int64_t tiles, const 
 #pragma GCC unroll 4
     for (int c = 0; c < kChains; ++c) sum[t][c] = _mm512_setzero_ps();
   }
-  for (int64_t tile = 0; tile < tiles; ++tile, strip += kBf16TileBytes) {
+  for (int64_t tile = 0; tile < tiles; ++tile, strip += TileBytes(kFormat)) {
     ahead.Fetch(strip, tile);
 #pragma GCC unroll 16
     for (int step = 0; step < 16; ++step) {
+      __m512i w[2];
+      LoadTwoPairs<kFormat>(strip, step, w);
 #pragma GCC unroll 2
       for (int c = 0; c < kChains; c += 2) {
         const int pair = step * 2 + c / 2;
-        const __m512i pairs = _mm512_loadu_si512(strip + pair * 64);
-        const __m512 even = LowHalves(pairs), odd = HighHalves(pairs);
+        const __m512 even = LowHalves(w[c / 2]), odd = HighHalves(w[c / 2]);
 #pragma GCC unroll 4
         for (int t = 0; t < kTokens; ++t) {
           const Byte* q = p[t] + tile * 256 + pair * 8;
@@ -175,13 +184,18 @@ void PanelBlock(const Byte* const* panels, bool from_memory, int64_t tiles, cons
 const CpuKernels kAvx512Kernels = {
     .isa = CpuIsa::kAvx512,
     .nvfp4_panel_tokens = 12,
+    .fp8_panel_tokens = 8,
     .bf16_panel_tokens = 5,
     .activation_bytes = 4,
     .pack_bf16 = PackBf16,
     .pack_nvfp4 = PackNvfp4,
+    .pack_fp8 = PackFp8,
+    .largest_magnitude = Largest,
     .decode_nvfp4 = DecodeNvfp4,
-    .decode_bf16 = DecodeBf16,
+    .decode_fp8 = DecodePairs<TileFormat::kFp8>,
+    .decode_bf16 = DecodePairs<TileFormat::kBf16>,
     .expand_nvfp4 = ExpandNvfp4,
+    .expand_fp8 = ExpandFp8,
     .panel_gemm = PanelGemm,
     .gated_activation = Gated,
 };

@@ -69,6 +69,63 @@ void ExpandNvfp4(const std::byte* strip, const std::byte* next, int64_t tiles, s
   }
 }
 
+// E4M3 codes as bf16, by nibbles. 2^n with n = e - 7 is the exponent e + 120 of a bf16, and 120 is
+// even: so a bf16's low byte is the code's low nibble moved up, and its high byte follows from the
+// high nibble, the sign and the upper three bits of e. Where e is 0 both follow from sign and
+// mantissa instead, by a second pair of tables.
+
+/// Two pairs of k for 16 rows, 64 bytes at p, as two vectors of bf16 pairs.
+inline void LoadFp8Pairs(const std::byte* p, __m512i* pairs) {
+  const __m512i high_bytes =
+      _mm512_broadcast_i32x4(_mm_setr_epi8(0x3C, 0x3D, 0x3E, 0x3F, 0x40, 0x41, 0x42, 0x43, -0x44,
+                                           -0x43, -0x42, -0x41, -0x40, -0x3F, -0x3E, -0x3D));
+  const __m512i tiny_high_bytes =
+      _mm512_broadcast_i32x4(_mm_setr_epi8(0, 0x3B, 0x3B, 0x3B, 0x3C, 0x3C, 0x3C, 0x3C, -0x80,
+                                           -0x45, -0x45, -0x45, -0x44, -0x44, -0x44, -0x44));
+  const __m512i tiny_low_bytes = _mm512_broadcast_i32x4(_mm_setr_epi8(
+      0, 0, -0x80, -0x40, 0, 0x20, 0x40, 0x60, 0, 0, -0x80, -0x40, 0, 0x20, 0x40, 0x60));
+  // Interleaving low and high bytes works within 128 bits: the first pair's rows go to their lower
+  // halves and the second pair's to the upper ones.
+  const __m512i codes =
+      _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), _mm512_loadu_si512(p));
+  const __m512i nibble = _mm512_set1_epi8(15);
+  const __m512i upper = _mm512_and_si512(_mm512_srli_epi16(codes, 4), nibble);
+  const __m512i tiny =
+      _mm512_ternarylogic_epi64(codes, upper, nibble, 0xA8);  // (codes | upper) & 15
+  const __mmask64 is_tiny = _mm512_testn_epi8_mask(codes, _mm512_set1_epi8(0x78));
+  const __m512i high = _mm512_mask_shuffle_epi8(_mm512_shuffle_epi8(high_bytes, upper), is_tiny,
+                                                tiny_high_bytes, tiny);
+  const __m512i low = _mm512_mask_shuffle_epi8(
+      _mm512_slli_epi16(_mm512_and_si512(codes, nibble), 4), is_tiny, tiny_low_bytes, tiny);
+  pairs[0] = _mm512_unpacklo_epi8(low, high);
+  pairs[1] = _mm512_unpackhi_epi8(low, high);
+}
+
+/// Pairs 2 * i and 2 * i + 1 of a tile.
+template <TileFormat kFormat>
+inline void LoadTwoPairs(const std::byte* tile, int i, __m512i* pairs) {
+  if constexpr (kFormat == TileFormat::kFp8) {
+    LoadFp8Pairs(tile + i * 64, pairs);
+  } else {
+    pairs[0] = _mm512_loadu_si512(tile + i * 128);
+    pairs[1] = _mm512_loadu_si512(tile + i * 128 + 64);
+  }
+}
+
+void ExpandFp8(const std::byte* strip, const std::byte* next, int64_t tiles, std::byte* panel) {
+  const Ahead<kFp8TileBytes> ahead(strip, tiles, next);
+  for (int64_t tile = 0; tile < tiles; ++tile, strip += kFp8TileBytes) {
+    ahead.Fetch(strip, tile);
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; ++i, panel += 128) {
+      __m512i pairs[2];
+      LoadFp8Pairs(strip + i * 64, pairs);
+      _mm512_storeu_si512(panel, pairs[0]);
+      _mm512_storeu_si512(panel + 64, pairs[1]);
+    }
+  }
+}
+
 /// x rounded to bf16, in the high halves: nearest-even on the bits, as ToBf16. A NaN stays one.
 inline __m512i RoundBf16(__m512 x) {
   const __m512i bits = _mm512_castps_si512(x);
@@ -126,6 +183,31 @@ inline __m512 QuantizeBlock(__m512 x, float gscale) {
   if (scale == 0) return _mm512_setzero_ps();
   const float inverse = 1.0f / (scale * (1.0f / gscale));
   return _mm512_mul_ps(RoundE2m1(_mm512_mul_ps(x, _mm512_set1_ps(inverse))), _mm512_set1_ps(scale));
+}
+
+/// QuantizeFp8<float> and back: RoundE4m3 of x / scale, with its sign. A NaN stays one.
+inline __m512 QuantizeFp8Values(__m512 x, __m512 scale) {
+  const __m512 q = _mm512_div_ps(x, scale);
+  const __m512 a = _mm512_min_ps(_mm512_abs_ps(q), _mm512_set1_ps(448));  // a NaN becomes 448
+  const __m512i bits = _mm512_castps_si512(a);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 20), _mm512_set1_epi32(1));
+  const __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFFF)));
+  const __m512 large = _mm512_castsi512_ps(_mm512_andnot_si512(_mm512_set1_epi32(0xFFFFF), up));
+  const __m512 magic = _mm512_set1_ps(0x1p14f);  // its ulp is 2^-9
+  const __m512 small = _mm512_sub_ps(_mm512_add_ps(a, magic), magic);
+  const __mmask16 is_small = _mm512_cmp_ps_mask(a, _mm512_set1_ps(0x1p-6f), _CMP_LT_OQ);
+  const __mmask16 is_nan = _mm512_cmp_ps_mask(q, q, _CMP_UNORD_Q);
+  const __m512 value = _mm512_or_ps(_mm512_mask_mov_ps(large, is_small, small),
+                                    _mm512_and_ps(q, _mm512_set1_ps(-0.0f)));
+  return _mm512_mask_mov_ps(value, is_nan, _mm512_set1_ps(__builtin_nanf("")));
+}
+
+float Largest(const float* x, int64_t groups) {
+  __m512 largest = _mm512_setzero_ps();
+  for (int64_t i = 0; i < groups; ++i) {  // max gives its second operand when the first is a NaN
+    largest = _mm512_max_ps(_mm512_abs_ps(_mm512_loadu_ps(x + i * 16)), largest);
+  }
+  return MaxMagnitude(largest);
 }
 
 /// e^x for 16 numbers within 2 ulp: 2^n * e^r, |r| <= ln2 / 2, Taylor to r^7 (next term below

@@ -1,7 +1,8 @@
 // AVX-512 with BF16 products (Zen 4, Cooper Lake, Sapphire Rapids and later).
 //
 // vdpbf16ps takes denormal bf16 inputs as zeros and returns denormal sums as zeros. Weights: a code
-// is 0 or at least 0.5, and code * block scale 0 or at least 2^-10, so none is ever denormal.
+// is 0 or at least 0.5, code * block scale 0 or at least 2^-10, and an FP8 code 0 or at least 2^-9, so none
+// is ever denormal.
 // Activations: what is cut off is below 2^-126 each, and an fp32 sum that holds anything of 2^-102
 // or more cannot show it. The global scale is multiplied on afterwards in plain fp32, which flushes
 // nothing.
@@ -34,6 +35,14 @@ void PackBf16(const float* x, int64_t groups, Byte* out) {
 void PackNvfp4(const float* x, int64_t groups, float gscale, Byte* out) {
   for (int64_t i = 0; i < groups; ++i) {
     const __m512 value = QuantizeBlock(_mm512_loadu_ps(x + i * 16), gscale);
+    const __m512i bits = _mm512_srli_epi32(_mm512_castps_si512(value), 16);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i * 32), _mm512_cvtepi32_epi16(bits));
+  }
+}
+
+void PackFp8(const float* x, int64_t groups, float scale, Byte* out) {
+  for (int64_t i = 0; i < groups; ++i) {
+    const __m512 value = QuantizeFp8Values(_mm512_loadu_ps(x + i * 16), _mm512_set1_ps(scale));
     const __m512i bits = _mm512_srli_epi32(_mm512_castps_si512(value), 16);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i * 32), _mm512_cvtepi32_epi16(bits));
   }
@@ -85,10 +94,11 @@ void DecodeNvfp4Tokens(const Byte* strip, const Byte* next, int64_t tiles, const
   }
 }
 
-template <int kTokens>
-void DecodeBf16Tokens(const Byte* strip, const Byte* next, int64_t tiles, const Byte* const* x,
+/// Strips of pairs: bf16, or FP8 that becomes bf16 here.
+template <int kTokens, TileFormat kFormat>
+void DecodePairTokens(const Byte* strip, const Byte* next, int64_t tiles, const Byte* const* x,
                       float global, float* y, int64_t ldy) {
-  const Ahead<kBf16TileBytes> ahead(strip, tiles, next);
+  const Ahead<TileBytes(kFormat)> ahead(strip, tiles, next);
   constexpr int kChains = 4;  // sums in flight a token: one would wait for its own latency
   const Byte* p[kTokens];
   __m512 sum[kTokens][kChains];
@@ -98,17 +108,19 @@ void DecodeBf16Tokens(const Byte* strip, const Byte* next, int64_t tiles, const 
 #pragma GCC unroll 4
     for (int c = 0; c < kChains; ++c) sum[t][c] = _mm512_setzero_ps();
   }
-  for (int64_t tile = 0; tile < tiles; ++tile, strip += kBf16TileBytes) {
+  for (int64_t tile = 0; tile < tiles; ++tile, strip += TileBytes(kFormat)) {
     ahead.Fetch(strip, tile);
-#pragma GCC unroll 8
-    for (int step = 0; step < 8; ++step) {
-#pragma GCC unroll 4
-      for (int c = 0; c < kChains; ++c) {
-        const int pair = step * kChains + c;
-        const __m512bh w = (__m512bh)_mm512_loadu_si512(strip + pair * 64);
+#pragma GCC unroll 16
+    for (int two = 0; two < 16; ++two) {
+      __m512i w[2];
+      LoadTwoPairs<kFormat>(strip, two, w);
+#pragma GCC unroll 2
+      for (int i = 0; i < 2; ++i) {
+        const int pair = two * 2 + i, c = pair % kChains;
 #pragma GCC unroll 4
         for (int t = 0; t < kTokens; ++t) {
-          sum[t][c] = _mm512_dpbf16_ps(sum[t][c], w, BroadcastPair(p[t] + tile * 128 + pair * 4));
+          const __m512bh b = BroadcastPair(p[t] + tile * 128 + pair * 4);
+          sum[t][c] = _mm512_dpbf16_ps(sum[t][c], (__m512bh)w[i], b);
         }
       }
     }
@@ -168,13 +180,18 @@ void PanelBlock(const Byte* const* panels, bool from_memory, int64_t tiles, cons
 const CpuKernels kAvx512Bf16Kernels = {
     .isa = CpuIsa::kAvx512Bf16,
     .nvfp4_panel_tokens = 16,
+    .fp8_panel_tokens = 8,
     .bf16_panel_tokens = 5,
     .activation_bytes = 2,
     .pack_bf16 = PackBf16,
     .pack_nvfp4 = PackNvfp4,
+    .pack_fp8 = PackFp8,
+    .largest_magnitude = Largest,
     .decode_nvfp4 = DecodeNvfp4,
-    .decode_bf16 = DecodeBf16,
+    .decode_fp8 = DecodePairs<TileFormat::kFp8>,
+    .decode_bf16 = DecodePairs<TileFormat::kBf16>,
     .expand_nvfp4 = ExpandNvfp4,
+    .expand_fp8 = ExpandFp8,
     .panel_gemm = PanelGemm,
     .gated_activation = Gated,
 };

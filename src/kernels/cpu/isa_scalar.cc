@@ -10,6 +10,7 @@
 #include "kernels/cpu/cpu_kernels.h"
 #include "layout/cpu_tile.h"
 #include "numerics/bf16.h"
+#include "numerics/fp8.h"
 #include "numerics/nvfp4.h"
 
 namespace nibble::kernels::cpu {
@@ -40,6 +41,17 @@ void PackNvfp4(const float* x, int64_t groups, float gscale, std::byte* out) {
       std::memcpy(out + (g * kGroup + i) * sizeof value, &value, sizeof value);
     }
   }
+}
+
+void PackFp8(const float* x, int64_t groups, float scale, std::byte* out) {
+  for (int64_t i = 0; i < groups * kGroup; ++i) {
+    const float value = DecodeE4m3(QuantizeFp8(x[i], scale));
+    std::memcpy(out + i * sizeof value, &value, sizeof value);
+  }
+}
+
+float Largest(const float* x, int64_t groups) {
+  return LargestMagnitude(std::span<const float>(x, groups * kGroup));
 }
 
 /// The code of row r and element i of group g of an NVFP4 tile.
@@ -77,16 +89,21 @@ void DecodeNvfp4(const std::byte* strip, const std::byte*, int64_t tiles, const 
   }
 }
 
-/// The 16 rows of one strip of bf16 tiles against up to kDecodeTokens tokens.
-void DecodeBf16(const std::byte* strip, const std::byte*, int64_t tiles, const std::byte* const* x,
-                int tokens, float global, float* y, int64_t ldy) {
+/// The 16 rows of one strip of bf16 or FP8 tiles against up to kDecodeTokens tokens.
+template <TileFormat kFormat>
+void DecodePairs(const std::byte* strip, const std::byte*, int64_t tiles, const std::byte* const* x,
+                 int tokens, float global, float* y, int64_t ldy) {
+  constexpr int64_t kWeightBytes = TileBytes(kFormat) / (kTileK * kRows);
+  const auto weight = [](const std::byte* p) {
+    return kFormat == TileFormat::kFp8 ? DecodeE4m3(static_cast<uint8_t>(*p)) : LoadBf16(p);
+  };
   std::array<std::array<float, kRows>, kDecodeTokens> sum{};
-  for (int64_t pair = 0; pair < tiles * (kTileK / 2); ++pair, strip += kRows * 4) {
+  for (int64_t pair = 0; pair < tiles * (kTileK / 2); ++pair, strip += kRows * 2 * kWeightBytes) {
     for (int t = 0; t < tokens; ++t) {
       const float even = LoadFloat(x[t] + pair * 8), odd = LoadFloat(x[t] + pair * 8 + 4);
       for (int r = 0; r < kRows; ++r) {
-        sum[t][r] += LoadBf16(strip + r * 4) * even;
-        sum[t][r] += LoadBf16(strip + r * 4 + 2) * odd;
+        sum[t][r] += weight(strip + r * 2 * kWeightBytes) * even;
+        sum[t][r] += weight(strip + (r * 2 + 1) * kWeightBytes) * odd;
       }
     }
   }
@@ -110,12 +127,20 @@ void ExpandNvfp4(const std::byte* strip, const std::byte*, int64_t tiles, std::b
   }
 }
 
+void ExpandFp8(const std::byte* strip, const std::byte*, int64_t tiles, std::byte* panel) {
+  for (int64_t i = 0; i < tiles * kFp8TileBytes; ++i) {
+    const Bf16 value = ToBf16(DecodeE4m3(static_cast<uint8_t>(strip[i])));
+    std::memcpy(panel + i * sizeof value.bits, &value.bits, sizeof value.bits);
+  }
+}
+
 void PanelGemm(const std::byte* const* panels, int strips, bool, int64_t tiles,
                const std::byte* const* x, int64_t tokens, float global, float* y, int64_t ldy) {
   for (int s = 0; s < strips; ++s) {
     for (int64_t t = 0; t < tokens; t += kDecodeTokens) {
       const int n = static_cast<int>(std::min<int64_t>(kDecodeTokens, tokens - t));
-      DecodeBf16(panels[s], nullptr, tiles, x + t, n, global, y + t * ldy + s * kRows, ldy);
+      DecodePairs<TileFormat::kBf16>(panels[s], nullptr, tiles, x + t, n, global,
+                                     y + t * ldy + s * kRows, ldy);
     }
   }
 }
@@ -134,13 +159,18 @@ void Gated(const GatedActivation& how, const float* gate, const float* up, float
 const CpuKernels kScalarKernels = {
     .isa = CpuIsa::kScalar,
     .nvfp4_panel_tokens = 5,
+    .fp8_panel_tokens = 5,
     .bf16_panel_tokens = 5,
     .activation_bytes = sizeof(float),
     .pack_bf16 = PackBf16,
     .pack_nvfp4 = PackNvfp4,
+    .pack_fp8 = PackFp8,
+    .largest_magnitude = Largest,
     .decode_nvfp4 = DecodeNvfp4,
-    .decode_bf16 = DecodeBf16,
+    .decode_fp8 = DecodePairs<TileFormat::kFp8>,
+    .decode_bf16 = DecodePairs<TileFormat::kBf16>,
     .expand_nvfp4 = ExpandNvfp4,
+    .expand_fp8 = ExpandFp8,
     .panel_gemm = PanelGemm,
     .gated_activation = Gated,
 };

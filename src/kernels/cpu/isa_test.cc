@@ -163,6 +163,96 @@ TEST_P(IsaTest, QuantizesInfinitiesAndNansAsNumericsDoes) {
   ExpectPackedNvfp4(x, 2.0f);
 }
 
+TEST_P(IsaTest, QuantizesToFp8AsNumericsDoes) {
+  Random random(5);
+  for (float scale : {1.0f, 0.0123f, 3.7f, 1e-9f, 0x1p-9f}) {
+    std::vector<float> x;
+    for (unsigned b = 0; b < 0x7F; ++b) {  // on, under and over each code and each middle of two
+      const float low = DecodeE4m3(static_cast<uint8_t>(b));
+      const float middle = b < 0x7E ? (low + DecodeE4m3(static_cast<uint8_t>(b + 1))) / 2 : 464;
+      for (float at : {low * scale, middle * scale}) {
+        for (float v : {at, std::nextafter(at, 0.0f), std::nextafter(at, 1e30f)}) {
+          x.push_back(v);
+          x.push_back(-v);
+        }
+      }
+    }
+    const float inf = std::numeric_limits<float>::infinity();
+    for (float v : {inf, -inf, 3e38f, 1e-40f, 0.0f, -0.0f}) x.push_back(v);
+    for (uint32_t nan : {0x7FC00000u, 0xFFC00000u, 0x7FFFFFFFu, 0x7F800001u, 0xFFFFFFFFu}) {
+      x.push_back(std::bit_cast<float>(nan));
+    }
+    for (float f : RandomFloats(random, 4096, 100 * scale)) x.push_back(f);
+    x.resize((x.size() + 15) / 16 * 16);
+    AlignedBytes packed(x.size() * kernels().activation_bytes);
+    kernels().pack_fp8(x.data(), static_cast<int64_t>(x.size()) / 16, scale, packed.data());
+    for (size_t i = 0; i < x.size(); ++i) {
+      const float want = DecodeE4m3(QuantizeFp8(x[i], scale));
+      const float got = ToFloat(Bf16{PackedBits(packed, static_cast<int64_t>(i))});
+      if (std::isnan(x[i])) {
+        ASSERT_TRUE(std::isnan(got));
+      } else {
+        ASSERT_EQ(std::bit_cast<uint32_t>(got), std::bit_cast<uint32_t>(want))
+            << x[i] << " under " << scale;
+      }
+    }
+  }
+}
+
+TEST_P(IsaTest, FindsTheLargestMagnitudeWhereverItIsAndPassesNansOver) {
+  for (int at = 0; at < 48; ++at) {
+    std::vector<float> x(48, 0.5f);
+    x[at] = -3;
+    x[(at + 5) % 48] = x[(at + 16) % 48] = std::numeric_limits<float>::quiet_NaN();
+    EXPECT_EQ(kernels().largest_magnitude(x.data(), 3), 3.0f) << at;
+  }
+  const std::vector<float> zeros(16);
+  EXPECT_EQ(kernels().largest_magnitude(zeros.data(), 1), 0.0f);
+}
+
+/// 16 rows in which every row meets every code, none of them NaN.
+TestMatrix EveryFp8Code() {
+  TestMatrix m;
+  m.format = TileFormat::kFp8;
+  m.n = 16;
+  m.k = 256;
+  for (int64_t r = 0; r < m.n; ++r) {
+    for (int64_t c = 0; c < m.k; ++c) {
+      const auto code = static_cast<uint8_t>(c + 37 * r);
+      m.codes.push_back(IsNanE4m3(code) ? 0x80 : code);
+    }
+  }
+  NaivePack(m);
+  return m;
+}
+
+TEST_P(IsaTest, ExpandsEveryFp8CodeExactly) {
+  const TestMatrix m = EveryFp8Code();
+  AlignedBytes panel(m.k / 64 * kBf16TileBytes);
+  kernels().expand_fp8(m.packed.data(), nullptr, m.k / 64, panel.data());
+  for (int64_t r = 0; r < 16; ++r) {
+    for (int64_t c = 0; c < m.k; ++c) {
+      uint16_t bits;
+      std::memcpy(&bits, panel.data() + c / 2 * 64 + r * 4 + c % 2 * 2, 2);
+      ASSERT_EQ(bits, ToBf16(DecodeE4m3(m.codes[r * m.k + c])).bits) << r << "," << c;
+    }
+  }
+}
+
+TEST_P(IsaTest, DecodesEveryFp8CodeExactly) {
+  const TestMatrix m = EveryFp8Code();
+  for (int64_t c = 0; c < m.k; ++c) {  // a single 1: the sum is the weight
+    std::vector<float> x(m.k);
+    x[c] = 1;
+    AlignedBytes packed(m.k * kernels().activation_bytes);
+    kernels().pack_bf16(x.data(), m.k / 16, packed.data());
+    const std::byte* rows[] = {packed.data()};
+    float y[16];
+    kernels().decode_fp8(m.packed.data(), m.packed.data(), m.k / 64, rows, 1, 1.0f, y, 16);
+    for (int64_t r = 0; r < 16; ++r) ASSERT_EQ(y[r], m.At(r, c)) << r << "," << c;
+  }
+}
+
 TEST_P(IsaTest, ExpandsEveryCodeUnderEveryScaleExactly) {
   TestMatrix m;
   m.n = 16;
@@ -219,9 +309,11 @@ TEST_P(IsaTest, ActivationFunctionsLetNansThrough) {
 /// strips.
 TEST_P(IsaTest, DecodeAndPanelsAreWithinTheFp32Bound) {
   Random random(3);
-  for (TileFormat format : {TileFormat::kNvfp4, TileFormat::kBf16}) {
+  for (TileFormat format : {TileFormat::kNvfp4, TileFormat::kFp8, TileFormat::kBf16}) {
     for (int64_t k : {16, 64, 80, 400}) {
-      const TestMatrix m = RandomMatrix(random, format, 48, k, 2e-5f);
+      const TestMatrix m = format == TileFormat::kFp8
+                               ? RandomFp8(random, kFp8StaticTensor, 48, k, 2e-5f)
+                               : RandomMatrix(random, format, 48, k, 2e-5f);
       const int64_t tiles = (k + 63) / 64, padded = tiles * 64;
       constexpr int64_t kTokens = 19;
       std::vector<float> x = RandomFloats(random, kTokens * padded);
@@ -242,13 +334,14 @@ TEST_P(IsaTest, DecodeAndPanelsAreWithinTheFp32Bound) {
         if (format == TileFormat::kBf16) {
           panels[s] = view.strip(s);
         } else {
-          kernels().expand_nvfp4(view.strip(s), view.strip(0), tiles,
-                                 expanded.data() + s * tiles * kBf16TileBytes);
+          const auto expand =
+              format == TileFormat::kNvfp4 ? kernels().expand_nvfp4 : kernels().expand_fp8;
+          expand(view.strip(s), view.strip(0), tiles, expanded.data() + s * tiles * kBf16TileBytes);
         }
       }
       const auto check = [&](const std::vector<float>& y, int64_t tokens, int strips, int first) {
         for (int64_t t = 0; t < tokens; ++t) {
-          const auto xt = ActivationTruth(x.data() + t * padded, k, nullptr);
+          const auto xt = ActivationTruth(x.data() + t * padded, k, {});
           for (int r = 0; r < 16 * strips; ++r) {
             const Truth truth = DotTruth(m, first * 16 + r, xt);
             ASSERT_NEAR(y[t * 50 + r], truth.value, truth.bound)
@@ -260,8 +353,9 @@ TEST_P(IsaTest, DecodeAndPanelsAreWithinTheFp32Bound) {
       const float nan = std::numeric_limits<float>::quiet_NaN();
       for (int tokens = 1; tokens <= kDecodeTokens; ++tokens) {
         std::vector<float> y(tokens * 50, nan);
-        const auto decode =
-            format == TileFormat::kNvfp4 ? kernels().decode_nvfp4 : kernels().decode_bf16;
+        const auto decode = format == TileFormat::kNvfp4 ? kernels().decode_nvfp4
+                            : format == TileFormat::kFp8 ? kernels().decode_fp8
+                                                         : kernels().decode_bf16;
         decode(view.strip(1), view.strip(2), tiles, rows, tokens, m.global, y.data(), 50);
         check(y, tokens, 1, 1);
       }

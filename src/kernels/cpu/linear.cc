@@ -14,10 +14,17 @@ namespace {
 constexpr size_t kMaxShards =
     16;  // of linears that share an input: q, k, v; gate, up; four in a hybrid's delta rule
 
-/// The distinct forms in which the shards want x: rounded to bf16, or quantized by one of their
-/// scales.
+RowForm FormFor(const PreparedLinearShard& shard) {
+  std::optional<float> scale = shard.input_scale;
+  if (scale && shard.activation && shard.activation->dtype == ScalarType::kU8)
+    scale = 1.0f / *scale;
+  return FormOf(shard.activation, scale);
+}
+
+/// The distinct forms in which the shards want x: rounded to bf16, or quantized as one of them says
+/// under its scale.
 struct Forms {
-  std::array<std::optional<float>, kMaxShards> input_scale;
+  std::array<RowForm, kMaxShards> form;
   std::array<int, kMaxShards> of_shard{};
   int count = 0;
 };
@@ -25,9 +32,10 @@ struct Forms {
 Forms DistinctForms(std::span<const PreparedLinearShard* const> shards) {
   Forms forms;
   for (size_t i = 0; i < shards.size(); ++i) {
+    const RowForm wanted = FormFor(*shards[i]);
     int form = 0;
-    while (form < forms.count && forms.input_scale[form] != shards[i]->input_scale) ++form;
-    if (form == forms.count) forms.input_scale[forms.count++] = shards[i]->input_scale;
+    while (form < forms.count && forms.form[form] != wanted) ++form;
+    if (form == forms.count) forms.form[forms.count++] = wanted;
     forms.of_shard[i] = form;
   }
   return forms;
@@ -51,7 +59,7 @@ class LinearCall {
       const PackedMatrix& w = Matrix(i);
       NIBBLE_CHECK(w.n == shards[i]->n && w.k == k, "a shard's packed shape is not its own");
       as_panels_[i] = UsesPanels(kernels, w.format, tokens);
-      expands_ |= as_panels_[i] && w.format == TileFormat::kNvfp4;
+      expands_ |= as_panels_[i] && Expands(w.format);
     }
   }
 
@@ -100,12 +108,7 @@ class LinearCall {
   void PackForm(int form, int64_t t) {
     std::byte* out = rows_ + (form * tokens_ + t) * RowBytes();
     row_pointers_[form * tokens_ + t] = out;
-    if (const auto& scale = forms_.input_scale[form]) {
-      const float gscale = 1.0f / *scale;
-      PackRow(kernels_, x_ + t * k_, k_, &gscale, out);
-    } else {
-      PackRow(kernels_, x_ + t * k_, k_, nullptr, out);
-    }
+    PackRow(kernels_, x_ + t * k_, k_, forms_.form[form], out);
   }
 
   /// Unit u is the u-th group of strips, the shards' groups counted one after the other.
@@ -119,16 +122,16 @@ class LinearCall {
     const StripGroup group(kernels_, w, first, strips, as_panels_[shard], panels,
                            w.strip(first + strips));
 
-    const int form = forms_.of_shard[shard];
-    const std::byte* const* x = row_pointers_ + form * tokens_;
-    const float global = shards_[shard]->global * forms_.input_scale[form].value_or(1.0f);
+    const RowForm& form = forms_.form[forms_.of_shard[shard]];
+    const std::byte* const* x = row_pointers_ + forms_.of_shard[shard] * tokens_;
+    const float global = shards_[shard]->global * shards_[shard]->input_scale.value_or(1.0f);
     float* y = y_ + columns_[shard] + first * kStripRows;
     const int64_t rows = std::min(strips * kStripRows, w.n - first * kStripRows);
-    if (rows == strips * kStripRows) return group.Multiply(x, tokens_, global, y, ldy_);
+    if (rows == strips * kStripRows) return group.Multiply(x, form, tokens_, global, y, ldy_);
     for (int64_t t = 0; t < tokens_; t += kBlockTokens) {  // the last strip is padded: not into y
       float block[kBlockTokens * kBlockStride];
       const int64_t n = std::min<int64_t>(kBlockTokens, tokens_ - t);
-      group.Multiply(x + t, n, global, block, kBlockStride);
+      group.Multiply(x + t, form, n, global, block, kBlockStride);
       for (int64_t i = 0; i < n; ++i) {
         std::copy_n(block + i * kBlockStride, rows, y + (t + i) * ldy_);
       }

@@ -12,8 +12,9 @@
 namespace nibble::kernels::cpu {
 
 /// y[t, column_of_shard[i] + r] = global_i * sum_k W_i[r, k] * x'[t, k] for every shard i of
-/// linears that share an input. x' is x rounded to bf16, or quantized to NVFP4 where the shard has
-/// an input_scale (which the sum is then multiplied with too).
+/// linears that share an input. x' is x rounded to bf16, or quantized as the shard's `activation`
+/// says: to NVFP4 or FP8 under its input_scale, or to FP8 under scales of x's own. The sums are then
+/// multiplied with those scales too, and with the weight's of its channels or blocks.
 /// shapes   x [tokens, k] fp32; y
 /// [tokens, ldy] fp32: the shards' columns are written, the others left; weights PackedMatrix needs
 /// the columns of shards do not overlap; y does not alias x

@@ -14,8 +14,14 @@ namespace {
 
 struct Shard {
   TestMatrix matrix;
+  std::optional<QuantKey> activation;
   std::optional<float> input_scale;
   int64_t column = 0;
+
+  TestForm form() const {
+    const bool nvfp4 = activation && activation->dtype == ScalarType::kU8;
+    return {activation, nvfp4 ? 1.0f / *input_scale : input_scale.value_or(0)};
+  }
 };
 
 struct Case {
@@ -24,23 +30,36 @@ struct Case {
   std::vector<float> x;
 };
 
-/// One to three shards of odd heights and mixed formats, with gaps between their columns.
+Shard RandomShard(Random& random, const QuantScheme& scheme, int64_t n, int64_t k) {
+  const float global = !scheme.weight ? 1.0f : random() % 2 ? 2e-5f : 0.0123f;
+  const bool fp8 = scheme.weight && scheme.weight->dtype == ScalarType::kF8E4M3;
+  const TileFormat format = scheme.weight ? TileFormat::kNvfp4 : TileFormat::kBf16;
+  Shard shard{fp8 ? RandomFp8(random, *scheme.weight, n, k, global)
+                  : RandomMatrix(random, format, n, k, global),
+              scheme.activation, std::nullopt, 0};
+  if (scheme.activation == kNvfp4Dynamic) shard.input_scale = random() % 2 ? 0.002f : 0.0007f;
+  if (scheme.activation == kFp8StaticTensor) shard.input_scale = random() % 2 ? 0.002f : 0.0071f;
+  return shard;
+}
+
+/// One to four shards of odd heights and mixed schemes, with gaps between their columns.
 Case RandomCase(Random& random) {
   Case c;
   c.k = 16 * (1 + random() % 25);
   c.tokens = random() % 3 == 0 ? 1 + random() % 40 : 1 + random() % 9;
-  const int shards = 1 + random() % 3;
+  const int shards = 1 + random() % 4;
   for (int i = 0; i < shards; ++i) {
-    const TileFormat format = random() % 4 == 0 ? TileFormat::kBf16 : TileFormat::kNvfp4;
-    const float global = format == TileFormat::kBf16 ? 1.0f : random() % 2 ? 2e-5f : 0.0123f;
-    Shard shard{RandomMatrix(random, format, 1 + random() % 70, c.k, global), {}, c.ldy};
-    if (format == TileFormat::kNvfp4 && random() % 3 == 0) {
-      shard.input_scale = random() % 2 ? 0.002f : 0.0007f;
-    }
+    constexpr QuantScheme kOthers[] = {kW4A16, kW4A4, kBf16Scheme};
+    const unsigned choice = random() % 16;
+    const QuantScheme& scheme =
+        choice < 8 ? kFp8Schemes[choice] : kOthers[choice % std::size(kOthers)];
+    Shard shard = RandomShard(random, scheme, 1 + random() % (choice < 8 ? 200 : 70), c.k);
+    shard.column = c.ldy;
     c.ldy += shard.matrix.n + random() % 3;
     c.shards.push_back(std::move(shard));
   }
   c.x = RandomFloats(random, c.tokens * c.k);
+  if (c.tokens > 2) std::fill_n(c.x.begin() + c.k, c.k, 0.0f);  // a token without any magnitude
   return c;
 }
 
@@ -52,6 +71,7 @@ std::vector<float> RunLinear(const Case& c, CpuIsa isa, int threads, Scratch& sc
     prepared[i].weight = c.shards[i].matrix.view();
     prepared[i].n = c.shards[i].matrix.n;
     prepared[i].global = c.shards[i].matrix.global;
+    prepared[i].activation = c.shards[i].activation;
     prepared[i].input_scale = c.shards[i].input_scale;
     pointers.push_back(&prepared[i]);
     columns.push_back(c.shards[i].column);
@@ -71,16 +91,16 @@ void ExpectTruth(const Case& c, const std::vector<float>& y) {
   std::vector<bool> written(y.size());
   for (const Shard& shard : c.shards) {
     for (int64_t t = 0; t < c.tokens; ++t) {
-      const float gscale = shard.input_scale ? 1.0f / *shard.input_scale : 0;
-      const auto x =
-          ActivationTruth(c.x.data() + t * c.k, c.k, shard.input_scale ? &gscale : nullptr);
+      const auto x = ActivationTruth(c.x.data() + t * c.k, c.k, shard.form());
       for (int64_t r = 0; r < shard.matrix.n; ++r) {
         const Truth truth = DotTruth(shard.matrix, r, x);
         const int64_t at = t * c.ldy + shard.column + r;
         written[at] = true;
         ASSERT_NEAR(y[at], truth.value, truth.bound)
             << "n " << shard.matrix.n << " k " << c.k << " token " << t << "/" << c.tokens
-            << " row " << r << " W4A4 " << shard.input_scale.has_value();
+            << " row " << r << " format " << static_cast<int>(shard.matrix.format) << " group "
+            << ToString(shard.matrix.group) << " activation "
+            << (shard.activation ? ToString(*shard.activation) : "bf16");
       }
     }
   }
@@ -93,7 +113,7 @@ class LinearTest : public testing::TestWithParam<CpuIsa> {};
 
 TEST_P(LinearTest, IsWithinTheFp32BoundAndIndependentOfThreadsAndScratch) {
   Random random(11);
-  for (int round = 0; round < 60; ++round) {
+  for (int round = 0; round < 90; ++round) {
     const Case c = RandomCase(random);
     Scratch scratch;
     const auto y =
@@ -107,21 +127,39 @@ TEST_P(LinearTest, IsWithinTheFp32BoundAndIndependentOfThreadsAndScratch) {
   }
 }
 
+TEST_P(LinearTest, EveryFp8PairAtEveryNumberOfTokens) {
+  Random random(15);
+  for (const QuantScheme& scheme : kFp8Schemes) {
+    for (int64_t tokens = 1; tokens <= 17; ++tokens) {
+      for (const int64_t k : {176, 256}) {
+        Case c{{}, tokens, k, 150, RandomFloats(random, tokens * k)};
+        c.shards.push_back(RandomShard(random, scheme, k == 256 ? 144 : 131, k));
+        Scratch scratch;
+        ExpectTruth(c, RunLinear(c, GetParam(), 2, scratch));
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
 TEST_P(LinearTest, ATokenHasTheSameBitsWhateverPanelItIsIn) {
   Random random(12);
-  Case c;
-  c.k = 192;
-  c.tokens = 40;
-  c.ldy = 70;
-  c.shards.push_back({RandomMatrix(random, TileFormat::kNvfp4, 70, c.k, 0.01f), {}, 0});
-  c.x = RandomFloats(random, c.tokens * c.k);
-  Scratch scratch;
-  const auto all = RunLinear(c, GetParam(), 1, scratch);
-  for (int64_t tokens = KernelsFor(GetParam()).nvfp4_panel_tokens; tokens < 40; ++tokens) {
-    Case part{{}, tokens, c.k, c.ldy, c.x};
-    part.shards.push_back({Copy(c.shards[0].matrix), {}, 0});
-    const auto y = RunLinear(part, GetParam(), 1, scratch);
-    EXPECT_EQ(std::memcmp(y.data(), all.data(), y.size() * sizeof(float)), 0) << tokens;
+  for (const QuantScheme& scheme :
+       {kW4A16, kFp8Schemes[0], QuantScheme{kFp8StaticBlock128, kFp8Dynamic128}}) {
+    Case c{{}, 40, 192, 70, {}};
+    c.shards.push_back(RandomShard(random, scheme, 70, c.k));
+    c.x = RandomFloats(random, c.tokens * c.k);
+    Scratch scratch;
+    const auto all = RunLinear(c, GetParam(), 1, scratch);
+    const CpuKernels& kernels = KernelsFor(GetParam());
+    for (int64_t tokens = scheme == kW4A16 ? kernels.nvfp4_panel_tokens : kernels.fp8_panel_tokens;
+         tokens < 40; ++tokens) {
+      Case part{{}, tokens, c.k, c.ldy, c.x};
+      part.shards.push_back(
+          {Copy(c.shards[0].matrix), c.shards[0].activation, c.shards[0].input_scale, 0});
+      const auto y = RunLinear(part, GetParam(), 1, scratch);
+      EXPECT_EQ(std::memcmp(y.data(), all.data(), y.size() * sizeof(float)), 0) << tokens;
+    }
   }
 }
 
@@ -131,7 +169,7 @@ TEST_P(LinearTest, ZeroWeightsGiveZeroAndNansStayInTheirToken) {
   c.k = 64;
   c.tokens = 3;
   c.ldy = 20;
-  c.shards.push_back({RandomMatrix(random, TileFormat::kNvfp4, 20, c.k, 0.5f), {}, 0});
+  c.shards.push_back({RandomMatrix(random, TileFormat::kNvfp4, 20, c.k, 0.5f), {}, {}, 0});
   std::fill(c.shards[0].matrix.scales.begin(), c.shards[0].matrix.scales.end(), uint8_t{0});
   NaivePack(c.shards[0].matrix);
   c.x = RandomFloats(random, c.tokens * c.k);
@@ -147,6 +185,21 @@ TEST_P(LinearTest, ZeroWeightsGiveZeroAndNansStayInTheirToken) {
   }
 }
 
+TEST_P(LinearTest, ANanStaysInItsTokenUnderEveryFp8Pair) {
+  Random random(16);
+  for (const QuantScheme& scheme : kFp8Schemes) {
+    for (int64_t tokens : {3, 12}) {
+      Case c{{}, tokens, 144, 20, RandomFloats(random, tokens * 144)};
+      c.shards.push_back(RandomShard(random, scheme, 20, c.k));
+      std::fill(c.shards[0].matrix.fp8_scales.begin(), c.shards[0].matrix.fp8_scales.end(), 0.5f);
+      c.x[c.k + 5] = std::numeric_limits<float>::quiet_NaN();
+      Scratch scratch;
+      const auto y = RunLinear(c, GetParam(), 2, scratch);
+      for (int64_t i = 0; i < tokens * 20; ++i) EXPECT_EQ(std::isnan(y[i]), i / 20 == 1) << i;
+    }
+  }
+}
+
 TEST(LinearAcrossIsas, DifferOnlyWithinTheirBounds) {
   Random random(14);
   for (int round = 0; round < 20; ++round) {
@@ -157,9 +210,7 @@ TEST(LinearAcrossIsas, DifferOnlyWithinTheirBounds) {
       const auto y = RunLinear(c, isa, 2, scratch);
       for (const Shard& shard : c.shards) {
         for (int64_t t = 0; t < c.tokens; ++t) {
-          const float gscale = shard.input_scale ? 1.0f / *shard.input_scale : 0;
-          const auto x =
-              ActivationTruth(c.x.data() + t * c.k, c.k, shard.input_scale ? &gscale : nullptr);
+          const auto x = ActivationTruth(c.x.data() + t * c.k, c.k, shard.form());
           for (int64_t r = 0; r < shard.matrix.n; ++r) {
             const int64_t at = t * c.ldy + shard.column + r;
             ASSERT_NEAR(y[at], scalar[at], 2 * DotTruth(shard.matrix, r, x).bound) << NameOf(isa);

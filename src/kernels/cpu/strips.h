@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "kernels/cpu/cpu_kernels.h"
+#include "kernels/cpu/rows.h"
 #include "layout/cpu_tile.h"
 
 namespace nibble::kernels::cpu {
@@ -16,95 +17,158 @@ inline constexpr int kBlockTokens = 8;
 /// Floats from one token to the next in such a block.
 inline constexpr int64_t kBlockStride = kPanelStrips * kStripRows;
 
-inline int64_t TilesOf(int64_t k) { return (k + kTileK - 1) / kTileK; }
-/// A panel, and the distance of one packed row of activations from the next. One cache line more
-/// than they hold: rows a power of two apart would compete for the same few lines of L1.
+/// A panel. One cache line more than it holds: panels a power of two apart would compete for the
+/// same few lines of L1.
 inline int64_t PanelBytes(int64_t k) { return StripBytes(TileFormat::kBf16, k) + 64; }
-inline int64_t PackedRowBytes(const CpuKernels& kernels, int64_t k) {
-  return TilesOf(k) * kTileK * kernels.activation_bytes + 64;
-}
 
-/// Whether so many tokens are worth a panel (NVFP4: expanding the strips first).
+/// Whether so many tokens are worth a panel (NVFP4 and FP8: expanding the strips first).
 inline bool UsesPanels(const CpuKernels& kernels, TileFormat format, int64_t tokens) {
-  return tokens >=
-         (format == TileFormat::kNvfp4 ? kernels.nvfp4_panel_tokens : kernels.bf16_panel_tokens);
+  switch (format) {
+    case TileFormat::kNvfp4:
+      return tokens >= kernels.nvfp4_panel_tokens;
+    case TileFormat::kFp8:
+      return tokens >= kernels.fp8_panel_tokens;
+    case TileFormat::kBf16:
+      break;
+  }
+  return tokens >= kernels.bf16_panel_tokens;
 }
+inline bool Expands(TileFormat format) { return format != TileFormat::kBf16; }
 
 /// Up to kPanelStrips neighbouring strips, ready to be multiplied as often as there are blocks of
 /// tokens.
 class StripGroup {
  public:
-  /// `panels` has room for kPanelStrips panels; it is written only for NVFP4 strips as panels.
+  /// `panels` has room for kPanelStrips panels; it is written only for strips that are expanded.
   /// `next`: what this thread will read after the group.
   StripGroup(const CpuKernels& kernels, const PackedMatrix& w, int64_t first_strip, int strips,
              bool as_panels, std::byte* panels, const std::byte* next)
       : kernels_(kernels),
-        format_(w.format),
+        w_(w),
         tiles_(TilesOf(w.k)),
+        first_row_(first_strip * kStripRows),
         strips_(strips),
         as_panels_(as_panels),
         next_(next) {
     for (int s = 0; s < strips; ++s) {
       strip_[s] = w.strip(first_strip + s);
-      if (as_panels && format_ == TileFormat::kNvfp4) {
+      if (as_panels && Expands(w.format)) {
         std::byte* panel = panels + s * PanelBytes(w.k);
-        kernels.expand_nvfp4(strip_[s], Next(s), tiles_, panel);
+        const auto expand =
+            w.format == TileFormat::kNvfp4 ? kernels.expand_nvfp4 : kernels.expand_fp8;
+        expand(strip_[s], Next(s), tiles_, panel);
         strip_[s] = panel;
       }
     }
   }
 
-  /// y[t * ldy + 16 * s + r], all 16 rows of every strip written.
-  void Multiply(const std::byte* const* x, int64_t tokens, float global, float* y,
-                int64_t ldy) const {
-    if (as_panels_) {
-      return kernels_.panel_gemm(strip_, strips_, format_ == TileFormat::kBf16, tiles_, x, tokens,
-                                 global, y, ldy);
+  /// y[t * ldy + 16 * s + r], all 16 rows of every strip written. x: rows as PackRow leaves them
+  /// under `form`; the scales that they bring, and those of the weight's channels or blocks, are
+  /// multiplied on beside `global`.
+  void Multiply(const std::byte* const* x, const RowForm& form, int64_t tokens, float global,
+                float* y, int64_t ldy) const {
+    if (w_.group == GroupShape{kFp8Block, kFp8Block}) {
+      return MultiplyBlocks(x, form, tokens, global, y, ldy);
     }
-    const auto decode =
-        format_ == TileFormat::kNvfp4 ? kernels_.decode_nvfp4 : kernels_.decode_bf16;
+    MultiplyTiles(0, tiles_, x, tokens, global, y, ldy);
+    if (w_.scales != nullptr || form.kind == RowForm::Kind::kFp8Token) {
+      ScaleRows(x, form, tokens, y, ldy);
+    }
+  }
+
+ private:
+  /// `count` tiles of each strip from tile `first` on, against as many elements at x.
+  void MultiplyTiles(int64_t first, int64_t count, const std::byte* const* x, int64_t tokens,
+                     float global, float* y, int64_t ldy) const {
+    const TileFormat format = as_panels_ ? TileFormat::kBf16 : w_.format;
+    const std::byte* at[kPanelStrips];
+    for (int s = 0; s < strips_; ++s) at[s] = strip_[s] + first * TileBytes(format);
+    if (as_panels_) {
+      return kernels_.panel_gemm(at, strips_, !Expands(w_.format), count, x, tokens, global, y,
+                                 ldy);
+    }
+    const auto decode = format == TileFormat::kNvfp4 ? kernels_.decode_nvfp4
+                        : format == TileFormat::kFp8 ? kernels_.decode_fp8
+                                                     : kernels_.decode_bf16;
     for (int s = 0; s < strips_; ++s) {
+      const bool last = first + count == tiles_;
+      const std::byte* next = last ? Next(s) : at[s] + count * TileBytes(format);
       for (int64_t t = 0; t < tokens; t += kDecodeTokens) {
         const int n = static_cast<int>(std::min<int64_t>(kDecodeTokens, tokens - t));
-        decode(strip_[s], t + n < tokens ? strip_[s] : Next(s), tiles_, x + t, n, global,
+        decode(at[s], t + n < tokens ? at[s] : next, count, x + t, n, global,
                y + t * ldy + s * kStripRows, ldy);
       }
     }
   }
 
- private:
+  /// Weight scales by channel and row scales by token, onto finished sums.
+  void ScaleRows(const std::byte* const* x, const RowForm& form, int64_t tokens, float* y,
+                 int64_t ldy) const {
+    const bool by_token = form.kind == RowForm::Kind::kFp8Token;
+    const int64_t rows = std::min(strips_ * kStripRows, w_.n - first_row_);
+    for (int64_t t = 0; t < tokens; ++t, y += ldy) {
+      const float scale = by_token ? *RowScales(kernels_, x[t], w_.k) : 1.0f;
+      for (int64_t r = 0; r < rows; ++r) {
+        y[r] *= w_.scales != nullptr ? w_.scales[first_row_ + r] * scale : scale;
+      }
+    }
+  }
+
+  /// Blocks of 128 x 128: the sum over each 128 k meets the weight's scale and the row's, and these
+  /// are summed in the order of k.
+  void MultiplyBlocks(const std::byte* const* x, const RowForm& form, int64_t tokens, float global,
+                      float* y, int64_t ldy) const {
+    constexpr int64_t kBlockTiles = kFp8Block / kTileK;
+    const int64_t blocks = (w_.k + kFp8Block - 1) / kFp8Block;
+    for (int64_t t = 0; t < tokens; t += kBlockTokens, y += kBlockTokens * ldy) {
+      const int64_t n = std::min<int64_t>(kBlockTokens, tokens - t);
+      for (int64_t b = 0; b < blocks; ++b) {
+        const std::byte* at[kBlockTokens];
+        for (int64_t i = 0; i < n; ++i) {
+          at[i] = x[t + i] + b * kFp8Block * kernels_.activation_bytes;
+        }
+        float part[kBlockTokens * kBlockStride];
+        MultiplyTiles(b * kBlockTiles, std::min(kBlockTiles, tiles_ - b * kBlockTiles), at, n,
+                      global, part, kBlockStride);
+        for (int64_t i = 0; i < n; ++i) {
+          const float row_scale = RowScale(form, x[t + i], b);
+          for (int s = 0; s < strips_; ++s) {
+            const int64_t block_row = (first_row_ + s * kStripRows) / kFp8Block;
+            const float scale = w_.scales[block_row * blocks + b] * row_scale;
+            const float* from = part + i * kBlockStride + s * kStripRows;
+            float* to = y + i * ldy + s * kStripRows;
+            for (int r = 0; r < kStripRows; ++r) {
+              to[r] = b == 0 ? from[r] * scale : to[r] + from[r] * scale;
+            }
+          }
+        }
+      }
+    }
+  }
+
+  float RowScale(const RowForm& form, const std::byte* row, int64_t block) const {
+    switch (form.kind) {
+      case RowForm::Kind::kFp8Blocks:
+        return RowScales(kernels_, row, w_.k)[block];
+      case RowForm::Kind::kFp8Token:
+        return *RowScales(kernels_, row, w_.k);
+      default:
+        return 1;
+    }
+  }
+
+  /// What is read after strip s.
   const std::byte* Next(int s) const {
-    return s + 1 < strips_ ? strip_[s] + tiles_ * TileBytes(format_) : next_;
+    return s + 1 < strips_ ? strip_[s] + tiles_ * TileBytes(w_.format) : next_;
   }
 
   const CpuKernels& kernels_;
-  TileFormat format_;
-  int64_t tiles_;
+  const PackedMatrix& w_;
+  int64_t tiles_, first_row_;
   int strips_;
   bool as_panels_;
   const std::byte* next_;
   const std::byte* strip_[kPanelStrips] = {};
 };
-
-/// Packs 16 * groups activations: rounded to bf16, or quantized to NVFP4 when gscale is given.
-inline void PackGroups(const CpuKernels& kernels, const float* x, int64_t groups,
-                       const float* gscale, std::byte* out) {
-  if (gscale != nullptr) {
-    kernels.pack_nvfp4(x, groups, *gscale, out);
-  } else {
-    kernels.pack_bf16(x, groups, out);
-  }
-}
-
-/// One row of x as the kernels want it, filled up with zeros to whole tiles.
-inline void PackRow(const CpuKernels& kernels, const float* x, int64_t k, const float* gscale,
-                    std::byte* out) {
-  PackGroups(kernels, x, k / kStripRows, gscale, out);
-  std::fill(out + k * kernels.activation_bytes,
-            out + TilesOf(k) * kTileK * kernels.activation_bytes, std::byte{0});
-}
-
-/// Below so many activations the caller packs them itself: a region costs more.
-inline constexpr int64_t kInlinePackElements = 16384;
 
 }  // namespace nibble::kernels::cpu

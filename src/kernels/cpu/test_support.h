@@ -5,13 +5,16 @@
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <random>
 #include <vector>
 
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/isa.h"
 #include "layout/cpu_tile.h"
+#include "layout/quant_key.h"
 #include "numerics/bf16.h"
+#include "numerics/fp8.h"
 #include "numerics/nvfp4.h"
 
 namespace nibble::kernels::cpu {
@@ -50,21 +53,31 @@ class AlignedBytes {
   std::unique_ptr<std::byte[], Delete> storage_;
 };
 
-/// A matrix of either format, unpacked: element (r, c) is value * global.
+/// A matrix of any format, unpacked: element (r, c) is value * global.
 struct TestMatrix {
   TileFormat format = TileFormat::kNvfp4;
   int64_t n = 0, k = 0;
   float global = 1;
-  std::vector<uint8_t> codes, scales;  // NVFP4: one code a byte [n, k]; [n, k / 16]
+  std::vector<uint8_t> codes, scales;  // one code a byte [n, k]; NVFP4: [n, k / 16]
   std::vector<uint16_t> bits;          // bf16 [n, k]
+  GroupShape group = {};               // FP8
+  std::vector<float> fp8_scales;       // by channel [n], by block [ceil(n / 128), ceil(k / 128)]
   AlignedBytes packed;
 
   double At(int64_t r, int64_t c) const {
     if (format == TileFormat::kBf16) return ToFloat(Bf16{bits[r * k + c]});
+    if (format == TileFormat::kFp8) {
+      double scale = 1;
+      if (group == GroupShape::PerChannel()) scale = fp8_scales[r];
+      if (group.row == 128) scale = fp8_scales[r / 128 * ((k + 127) / 128) + c / 128];
+      return DecodeE4m3(codes[r * k + c]) * scale;
+    }
     return static_cast<double>(DecodeE2m1(codes[r * k + c])) *
            DecodeE4m3(scales[r * (k / 16) + c / 16]);
   }
-  PackedMatrix view() const { return {format, n, k, packed.data()}; }
+  PackedMatrix view() const {
+    return {format, n, k, packed.data(), group, fp8_scales.empty() ? nullptr : fp8_scales.data()};
+  }
 };
 
 inline void NaivePack(TestMatrix& m) {
@@ -80,6 +93,11 @@ inline void NaivePack(TestMatrix& m) {
         std::memcpy(tile + in_tile / 2 * 64 + r * 4 + in_tile % 2 * 2, &m.bits[row * m.k + c], 2);
         continue;
       }
+      if (m.format == TileFormat::kFp8) {
+        tile[in_tile / 2 * 32 + r * 2 + in_tile % 2] =
+            static_cast<std::byte>(m.codes[row * m.k + c]);
+        continue;
+      }
       const int64_t g = in_tile / 16, z = in_tile / 8 % 2, i = in_tile % 8 / 2, h = in_tile % 2;
       uint16_t word;
       std::memcpy(&word, tile + g * 128 + z * 64 + r * 4 + h * 2, 2);
@@ -91,7 +109,8 @@ inline void NaivePack(TestMatrix& m) {
 }
 
 inline TestMatrix Copy(const TestMatrix& m) {
-  TestMatrix copy{m.format, m.n, m.k, m.global, m.codes, m.scales, m.bits, AlignedBytes()};
+  TestMatrix copy{m.format, m.n,    m.k,     m.global,     m.codes,
+                  m.scales, m.bits, m.group, m.fp8_scales, AlignedBytes()};
   NaivePack(copy);
   return copy;
 }
@@ -131,18 +150,60 @@ inline TestMatrix RandomMatrix(Random& random, TileFormat format, int64_t n, int
   return m;
 }
 
-/// What the kernels multiply instead of x: x in bf16, or the NVFP4 code * block scale * input
-/// scale, in the fp32 of the contract.
-inline std::vector<double> ActivationTruth(const float* x, int64_t k, const float* gscale) {
+/// FP8 codes of all kinds, as `key` scales them.
+inline TestMatrix RandomFp8(Random& random, const QuantKey& key, int64_t n, int64_t k,
+                            float global) {
+  TestMatrix m;
+  m.format = TileFormat::kFp8;
+  m.n = n;
+  m.k = k;
+  m.group = key.scale.group;
+  m.global = m.group == GroupShape::PerTensor() ? global : 1;
+  for (int64_t i = 0; i < n * k; ++i) {
+    const auto code = static_cast<uint8_t>(random());
+    m.codes.push_back(IsNanE4m3(code) ? 0 : code);
+  }
+  int64_t scales = m.group == GroupShape::PerChannel() ? n : 0;
+  if (m.group.row == 128) scales = (n + 127) / 128 * ((k + 127) / 128);
+  for (int64_t i = 0; i < scales; ++i) {
+    m.fp8_scales.push_back(global * static_cast<float>(random() % 100) / 50);
+  }
+  NaivePack(m);
+  return m;
+}
+
+/// How activations are held; `scale` is the gscale of NVFP4 or the scale of static FP8.
+struct TestForm {
+  std::optional<QuantKey> key;
+  float scale = 0;
+};
+
+/// The scale under which element i of a row of k is held as FP8.
+inline float Fp8ScaleOf(const TestForm& form, const float* x, int64_t k, int64_t i) {
+  if (form.key->scale.is_static) return form.scale;
+  const int64_t first = form.key->scale.group.col == 128 ? i / 128 * 128 : 0;
+  const int64_t last = form.key->scale.group.col == 128 ? std::min(first + 128, k) : k;
+  float largest = 0;
+  for (int64_t j = first; j < last; ++j) largest = std::fmax(largest, std::abs(x[j]));
+  return DynamicFp8Scale(largest);
+}
+
+/// What the kernels multiply instead of x: x in bf16, the NVFP4 code * block scale * input scale, or
+/// the FP8 code * scale, in the fp32 of the contract.
+inline std::vector<double> ActivationTruth(const float* x, int64_t k, const TestForm& form) {
   std::vector<double> out(k);
-  if (gscale == nullptr) {
+  if (!form.key) {
     for (int64_t i = 0; i < k; ++i) out[i] = RoundToBf16(x[i]);
     return out;
   }
-  for (int64_t b = 0; b < k; b += 16) {
-    const auto block = QuantizeNvfp4Block<float>(std::span<const float, 16>(x + b, 16), *gscale);
+  for (int64_t i = 0; form.key->dtype == ScalarType::kF8E4M3 && i < k; ++i) {
+    const float scale = Fp8ScaleOf(form, x, k, i);
+    out[i] = static_cast<double>(DecodeE4m3(QuantizeFp8(x[i], scale))) * scale;
+  }
+  for (int64_t b = 0; form.key->dtype == ScalarType::kU8 && b < k; b += 16) {
+    const auto block = QuantizeNvfp4Block<float>(std::span<const float, 16>(x + b, 16), form.scale);
     for (int i = 0; i < 16; ++i) {
-      out[b + i] = static_cast<double>(Nvfp4Product(block.codes[i], block.scale)) / *gscale;
+      out[b + i] = static_cast<double>(Nvfp4Product(block.codes[i], block.scale)) / form.scale;
     }
   }
   return out;
