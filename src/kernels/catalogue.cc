@@ -24,8 +24,7 @@ constexpr CcRange kCc120[] = {{120, 121}};
 // ---- CPU and REFERENCE: one process, whole experts.
 
 constexpr CatalogueRow Host(std::string_view id, Backend backend, Operation operation,
-                            std::span<const QuantScheme> schemes, CpuIsa isa = CpuIsa::kScalar,
-                            bool built = true) {
+                            std::span<const QuantScheme> schemes, CpuIsa isa = CpuIsa::kScalar) {
   CatalogueRow row;
   row.id = id;
   row.backend = backend;
@@ -33,19 +32,18 @@ constexpr CatalogueRow Host(std::string_view id, Backend backend, Operation oper
   row.schemes = schemes;
   row.isa = isa;
   if (operation == kExperts) row.activations = kActivations;
-  row.built = built;
   return row;
 }
 
 // Eight rows an instruction set: what differs is the name.
-#define NIBBLE_CPU_ROWS(prefix, level)                                                         \
-  Host(prefix "_nvfp4_bf16_experts", Backend::kCpu, kExperts, kOnlyW4A16, CpuIsa::level),      \
-      Host(prefix "_nvfp4_nvfp4_experts", Backend::kCpu, kExperts, kOnlyW4A4, CpuIsa::level),  \
-      Host(prefix "_fp8_experts", Backend::kCpu, kExperts, kFp8Schemes, CpuIsa::level, false), \
-      Host(prefix "_bf16_bf16_experts", Backend::kCpu, kExperts, kOnlyBf16, CpuIsa::level),    \
-      Host(prefix "_nvfp4_bf16_linear", Backend::kCpu, kLinear, kOnlyW4A16, CpuIsa::level),    \
-      Host(prefix "_nvfp4_nvfp4_linear", Backend::kCpu, kLinear, kOnlyW4A4, CpuIsa::level),    \
-      Host(prefix "_fp8_linear", Backend::kCpu, kLinear, kFp8Schemes, CpuIsa::level, false),   \
+#define NIBBLE_CPU_ROWS(prefix, level)                                                        \
+  Host(prefix "_nvfp4_bf16_experts", Backend::kCpu, kExperts, kOnlyW4A16, CpuIsa::level),     \
+      Host(prefix "_nvfp4_nvfp4_experts", Backend::kCpu, kExperts, kOnlyW4A4, CpuIsa::level), \
+      Host(prefix "_fp8_experts", Backend::kCpu, kExperts, kFp8Schemes, CpuIsa::level),       \
+      Host(prefix "_bf16_bf16_experts", Backend::kCpu, kExperts, kOnlyBf16, CpuIsa::level),   \
+      Host(prefix "_nvfp4_bf16_linear", Backend::kCpu, kLinear, kOnlyW4A16, CpuIsa::level),   \
+      Host(prefix "_nvfp4_nvfp4_linear", Backend::kCpu, kLinear, kOnlyW4A4, CpuIsa::level),   \
+      Host(prefix "_fp8_linear", Backend::kCpu, kLinear, kFp8Schemes, CpuIsa::level),         \
       Host(prefix "_bf16_bf16_linear", Backend::kCpu, kLinear, kOnlyBf16, CpuIsa::level)
 
 constexpr std::array kHostRows = {

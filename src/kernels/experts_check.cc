@@ -14,10 +14,24 @@ const CatalogueRow* FindRow(std::string_view id) {
   return nullptr;
 }
 
-bool HoldsNvfp4(const PreparedWeight& w) {
-  if (const auto* packed = std::get_if<PackedMatrix>(&w))
-    return packed->format == TileFormat::kNvfp4;
-  return std::holds_alternative<CanonicalNvfp4>(std::get<CanonicalWeight>(w));
+/// Whether a weight is stored as `key` says, FP8 with its scales shared as that says.
+bool IsOf(const std::optional<QuantKey>& key, const PreparedWeight& w) {
+  TileFormat format = TileFormat::kBf16;
+  GroupShape group;
+  if (const auto* packed = std::get_if<PackedMatrix>(&w)) {
+    format = packed->format;
+    group = packed->group;
+  } else {
+    const auto& canonical = std::get<CanonicalWeight>(w);
+    if (std::holds_alternative<CanonicalNvfp4>(canonical)) format = TileFormat::kNvfp4;
+    if (const auto* fp8 = std::get_if<CanonicalFp8>(&canonical)) {
+      format = TileFormat::kFp8;
+      group = fp8->group;
+    }
+  }
+  if (!key) return format == TileFormat::kBf16;
+  if (key->dtype == ScalarType::kU8) return format == TileFormat::kNvfp4;
+  return format == TileFormat::kFp8 && group == key->scale.group;
 }
 
 Result<void> CheckScheme(const PreparedExperts& e, const CatalogueRow& row) {
@@ -75,10 +89,9 @@ Result<void> CheckExperts(const PreparedExperts& e) {
     return Err(ErrorCode::kInternal, "{}: kernel {} is not in the catalogue", e.name, e.kernel);
   NIBBLE_CHECK_OK(CheckScheme(e, *row));
   NIBBLE_CHECK_OK(CheckCounts(e));
-  const bool nvfp4 = e.quant.scheme.weight && e.quant.scheme.weight->dtype == ScalarType::kU8;
   for (const auto* list : {&e.gate, &e.up, &e.down}) {
     for (const PreparedWeight& w : *list) {
-      if (HoldsNvfp4(w) != nvfp4) {
+      if (!IsOf(e.quant.scheme.weight, w)) {
         return Err(ErrorCode::kInternal, "{}: kernel {} was given weights of another type than {}",
                    e.name, e.kernel, PairName(e.quant.scheme));
       }

@@ -92,5 +92,76 @@ TEST(ExpertsCheck, WhatContradictsItselfIsNeverBuilt) {
   }
 }
 
+/// The same in FP8.
+PreparedExperts GoodFp8(const QuantScheme& scheme) {
+  PreparedExperts e = Good(false);
+  e.kernel = "scalar_fp8_experts";
+  PackedMatrix w;
+  w.format = TileFormat::kFp8;
+  w.group = scheme.weight->scale.group;
+  e.gate = e.up = e.down = std::vector<PreparedWeight>(2, w);
+  e.quant.scheme = scheme;
+  if (scheme.activation && scheme.activation->scale.is_static) {
+    e.quant.a1_scale = {1, 1, 1, 1};
+    e.quant.a2_scale = {1, 1};
+  }
+  return e;
+}
+
+TEST(ExpertsCheck, Fp8IsHeldToItsScalesAndToWhatSharesThem) {
+  for (const QuantScheme& scheme : kFp8Schemes) {
+    const auto status = CheckExperts(GoodFp8(scheme));
+    EXPECT_TRUE(status.ok()) << PairName(scheme) << ": " << status.error().what;
+  }
+  constexpr QuantScheme kStatic = {kFp8StaticTensor, kFp8StaticTensor};
+  constexpr QuantScheme kDynamic = {kFp8StaticChannel, kFp8DynamicToken};
+  struct Fp8Case {
+    const char* what;
+    QuantScheme scheme;
+    std::function<void(PreparedExperts&)> spoil;
+    const char* message;
+  };
+  const Fp8Case kCases[] = {
+      {"static activations without scales", kStatic,
+       [](auto& e) {
+         e.quant.a1_scale.reset();
+         e.quant.a2_scale.reset();
+       },
+       "no static activation scales"},
+      {"one of two scales", kStatic, [](auto& e) { e.quant.a2_scale.reset(); },
+       "static activation scales"},
+      {"scales under dynamic activations", kDynamic,
+       [](auto& e) {
+         e.quant.a1_scale = {1, 1, 1, 1};
+         e.quant.a2_scale = {1, 1};
+       },
+       "there are static activation scales"},
+      {"FP4's scales", kStatic,
+       [](auto& e) {
+         e.quant.a1_gscale = {1, 1, 1, 1};
+         e.quant.a2_gscale = {1, 1};
+       },
+       "which declares W8A8"},
+      {"a scale too few", kStatic, [](auto& e) { e.quant.a1_scale->pop_back(); },
+       "do not count 2 experts"},
+      {"NVFP4 weights", kStatic, [](auto& e) { e.down[1] = PackedMatrix{}; },
+       "weights of another type"},
+      {"bf16 weights", kDynamic, [](auto& e) { e.up[0] = CanonicalWeight(CanonicalBf16{}); },
+       "weights of another type"},
+      {"one scale where there is one a channel", kDynamic,
+       [](auto& e) { e.gate[0] = CanonicalWeight(CanonicalFp8{}); }, "weights of another type"},
+      {"another format's kernel", kStatic, [](auto& e) { e.kernel = "scalar_nvfp4_bf16_experts"; },
+       "does not run"},
+  };
+  for (const Fp8Case& c : kCases) {
+    PreparedExperts e = GoodFp8(c.scheme);
+    c.spoil(e);
+    const auto status = CheckExperts(e);
+    ASSERT_FALSE(status.ok()) << c.what;
+    EXPECT_NE(status.error().what.find(c.message), std::string::npos)
+        << c.what << ": " << status.error().what;
+  }
+}
+
 }  // namespace
 }  // namespace nibble::kernels
