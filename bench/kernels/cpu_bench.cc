@@ -1,5 +1,6 @@
-// cpu_bench [THREADS...]: what the CPU kernels reach, one JSON object a line, for every ISA of this
-// machine at the shapes of a 2048 x 768 layer of 128 experts, 8 a token.
+// cpu_bench [--only TEXT] [THREADS...]: what the CPU kernels reach, one JSON object a line, for
+// every ISA of this machine at the shapes of a 2048 x 768 layer of 128 experts, 8 a token; with
+// --only, those whose "what" holds TEXT.
 //
 // Speeds are medians. On a machine that others use too, a thread's CPU time still says what a core
 // can do ("cpu"); wall time is taken only from rounds in which the process had its cores to itself
@@ -33,6 +34,10 @@ double Seconds(clockid_t clock) {
   return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_nsec) * 1e-9;
 }
 
+std::string only;  // --only
+
+bool Wanted(const std::string& what) { return what.find(only) != std::string::npos; }
+
 double Median(std::vector<double> v) {
   if (v.empty()) return 0;
   std::sort(v.begin(), v.end());
@@ -42,8 +47,9 @@ double Median(std::vector<double> v) {
 /// Times `body` up to `rounds` times, or for half a second, and prints its speed: `work` units of
 /// `unit` in each.
 template <class F>
-double Report(const std::string& what, int threads, int rounds, double work, const char* unit,
-              F body) {
+void Report(const std::string& what, int threads, int rounds, double work, const char* unit,
+            F body) {
+  if (!Wanted(what)) return;
   std::vector<double> wall, cpu;
   const double begin = Seconds(CLOCK_MONOTONIC);
   for (int i = 0; i < rounds && (i < 3 || Seconds(CLOCK_MONOTONIC) < begin + 0.5); ++i) {
@@ -60,7 +66,6 @@ double Report(const std::string& what, int threads, int rounds, double work, con
       what, threads, unit, work / cpu_s * 1e-9, wall.empty() ? 0 : work / wall_s * 1e-9,
       (wall.empty() ? cpu_s : wall_s) * 1e6, wall.size(), cpu.size());
   std::fflush(stdout);
-  return cpu_s;
 }
 
 HugeBuffer Allocate(size_t bytes) {
@@ -101,7 +106,7 @@ struct PackedRows {
       : memory(Allocate(rows * PackedRowBytes(kernels, kHidden))) {
     for (int64_t t = 0; t < rows; ++t) {
       std::byte* row = memory.data() + t * PackedRowBytes(kernels, kHidden);
-      PackRow(kernels, x.data() + t * kHidden, kHidden, nullptr, row);
+      PackRow(kernels, x.data() + t * kHidden, kHidden, RowForm{}, row);
       pointers.push_back(row);
     }
   }
@@ -121,7 +126,7 @@ struct Layer {
     FillNvfp4(weights);
     const std::byte* p = weights.data();
     const auto take = [&](int64_t n, int64_t k, int64_t bytes) {
-      const PackedMatrix m{TileFormat::kNvfp4, n, k, p};
+      const PackedMatrix m{TileFormat::kNvfp4, n, k, p, {}, nullptr};
       p += bytes;
       return m;
     };
@@ -172,44 +177,66 @@ void BenchRead(ThreadPool& pool, const HugeBuffer& buffer) {
   if (sums[0] == 42) fmt::print("\n");  // the reads are used
 }
 
-void BenchStrips(const CpuKernels& k, const Layer& layer) {
-  const std::string isa(NameOf(k.isa));
-  const int64_t tiles = kHidden / kTileK, strip_bytes = tiles * kNvfp4TileBytes;
-  const auto x = Normal(64 * kHidden);
-  PackedRows rows(k, x, 64);
+std::string_view NameOf(TileFormat format) {
+  return format == TileFormat::kNvfp4 ? "nvfp4" : format == TileFormat::kFp8 ? "fp8" : "bf16";
+}
+
+void BenchDecode(const CpuKernels& k, const Layer& layer, TileFormat format,
+                 const PackedRows& rows) {
+  const auto decode = format == TileFormat::kNvfp4 ? k.decode_nvfp4
+                      : format == TileFormat::kFp8 ? k.decode_fp8
+                                                   : k.decode_bf16;
+  const std::string name = fmt::format("{} {} decode strip", NameOf(k.isa), NameOf(format));
+  const int64_t tiles = kHidden / kTileK, strip_bytes = tiles * TileBytes(format);
   const int64_t strips = static_cast<int64_t>(layer.weights.size()) / strip_bytes;
   const int64_t part = k.isa == CpuIsa::kScalar ? 12 : 3072;
-  float y[64 * 48];
+  float y[4 * 48];
   for (int tokens : {1, 2, 4}) {
-    Report(fmt::format("{} decode strip, {} tokens, memory", isa, tokens), 1, 21,
+    Report(fmt::format("{}, {} tokens, memory", name, tokens), 1, 21,
            static_cast<double>(part * strip_bytes), "GB/s", [&](int round) {
              for (int64_t s = 0; s < part; ++s) {
                const int64_t at = (round * part + s) % strips;
-               k.decode_nvfp4(layer.weights.data() + at * strip_bytes,
-                              layer.weights.data() + (at + 1) % strips * strip_bytes, tiles,
-                              rows.pointers.data(), tokens, 1.0f, y, 48);
+               decode(layer.weights.data() + at * strip_bytes,
+                      layer.weights.data() + (at + 1) % strips * strip_bytes, tiles,
+                      rows.pointers.data(), tokens, 1.0f, y, 48);
              }
            });
   }
-  Report(fmt::format("{} decode strip, 1 token, L2", isa), 1, 21,
-         static_cast<double>(part * strip_bytes), "GB/s", [&](int) {
+  const int64_t hot = (32 * kNvfp4TileBytes) / TileBytes(format);  // strips that stay in L2
+  Report(fmt::format("{}, 1 token, L2", name), 1, 21, static_cast<double>(part * strip_bytes),
+         "GB/s", [&](int) {
            for (int64_t s = 0; s < part; ++s) {
-             k.decode_nvfp4(layer.weights.data() + s % 32 * strip_bytes,
-                            layer.weights.data() + (s + 1) % 32 * strip_bytes, tiles,
-                            rows.pointers.data(), 1, 1.0f, y, 48);
+             decode(layer.weights.data() + s % hot * strip_bytes,
+                    layer.weights.data() + (s + 1) % hot * strip_bytes, tiles, rows.pointers.data(),
+                    1, 1.0f, y, 48);
            }
          });
+}
+
+void BenchStrips(const CpuKernels& k, const Layer& layer) {
+  const std::string isa(NameOf(k.isa));
+  const int64_t tiles = kHidden / kTileK;
+  const auto x = Normal(64 * kHidden);
+  PackedRows rows(k, x, 64);
+  float y[64 * 48];
+  for (TileFormat format : {TileFormat::kNvfp4, TileFormat::kFp8, TileFormat::kBf16}) {
+    BenchDecode(k, layer, format, rows);
+  }
   HugeBuffer panels = Allocate(3 * PanelBytes(kHidden));
   const std::byte* p[3];
   for (int s = 0; s < 3; ++s) p[s] = panels.data() + s * PanelBytes(kHidden);
-  Report(fmt::format("{} expand strips", isa), 1, 21, static_cast<double>(96 * 16 * kHidden),
-         "Gweights/s", [&](int) {
-           for (int s = 0; s < 96; ++s) {
-             k.expand_nvfp4(layer.weights.data() + s * strip_bytes,
-                            layer.weights.data() + (s + 1) * strip_bytes, tiles,
-                            panels.data() + s % 3 * PanelBytes(kHidden));
-           }
-         });
+  for (TileFormat format : {TileFormat::kFp8, TileFormat::kNvfp4}) {
+    const auto expand = format == TileFormat::kNvfp4 ? k.expand_nvfp4 : k.expand_fp8;
+    const int64_t strip_bytes = tiles * TileBytes(format);
+    Report(fmt::format("{} {} expand strips", isa, NameOf(format)), 1, 21,
+           static_cast<double>(96 * 16 * kHidden), "Gweights/s", [&](int) {
+             for (int s = 0; s < 96; ++s) {
+               expand(layer.weights.data() + s * strip_bytes,
+                      layer.weights.data() + (s + 1) * strip_bytes, tiles,
+                      panels.data() + s % 3 * PanelBytes(kHidden));
+             }
+           });
+  }
   const int repeats = k.isa == CpuIsa::kScalar ? 1 : 8;
   Report(fmt::format("{} panel gemm 3 strips x 64 tokens", isa), 1, 21,
          2.0 * repeats * 64 * 48 * kHidden, "GFLOP/s", [&](int) {
@@ -220,14 +247,16 @@ void BenchStrips(const CpuKernels& k, const Layer& layer) {
 }
 
 /// Where panels begin to win: the same strips from memory against n tokens, both ways.
-void BenchSwitch(const CpuKernels& k, const Layer& layer) {
+void BenchSwitch(const CpuKernels& k, const Layer& layer, TileFormat format) {
+  if (!Wanted(fmt::format("{} {} strip of", NameOf(k.isa), NameOf(format)))) return;
   const auto x = Normal(24 * kHidden);
   PackedRows rows(k, x, 24);
   HugeBuffer panels = Allocate(3 * PanelBytes(kHidden));
   float y[24 * 48];
   constexpr int kGroups = 256;
-  const PackedMatrix all{TileFormat::kNvfp4, kExperts * 3 * kIntermediate, kHidden,
-                         layer.weights.data()};
+  const int64_t rows_in_all =
+      static_cast<int64_t>(layer.weights.size()) / StripBytes(format, kHidden) * kStripRows;
+  const PackedMatrix all{format, rows_in_all, kHidden, layer.weights.data(), {}, nullptr};
   for (int tokens = 3; tokens <= 24; tokens += tokens < 8 ? 1 : 2) {
     double seconds[2];
     for (bool as_panels : {false, true}) {
@@ -237,14 +266,15 @@ void BenchSwitch(const CpuKernels& k, const Layer& layer) {
         for (int64_t g = 0; g < kGroups; ++g) {
           const int64_t first = (round * kGroups + g) % (StripCount(all.n) / 3) * 3;
           StripGroup(k, all, first, 3, as_panels, panels.data(), all.strip(first + 3))
-              .Multiply(rows.pointers.data(), tokens, 1.0f, y, 48);
+              .Multiply(rows.pointers.data(), RowForm{}, tokens, 1.0f, y, 48);
         }
         cpu.push_back(Seconds(CLOCK_THREAD_CPUTIME_ID) - c);
       }
       seconds[as_panels] = Median(cpu) / kGroups / 3;
     }
-    fmt::print("{{\"what\":\"{} strip of {} tokens\",\"decode_us\":{:.2f},\"panel_us\":{:.2f}}}\n",
-               NameOf(k.isa), tokens, seconds[0] * 1e6, seconds[1] * 1e6);
+    fmt::print(
+        "{{\"what\":\"{} {} strip of {} tokens\",\"decode_us\":{:.2f},\"panel_us\":{:.2f}}}\n",
+        NameOf(k.isa), NameOf(format), tokens, seconds[0] * 1e6, seconds[1] * 1e6);
   }
 }
 
@@ -271,7 +301,7 @@ void BenchExperts(const CpuKernels& k, ThreadPool& pool, Layer& layer, bool w4a4
         std::exit(1);
       }
     };
-    run(0);
+    if (Wanted(name)) run(0);
     double touched = 0;
     for (const auto& ids : routes) {
       std::vector<bool> seen(kExperts);
@@ -290,11 +320,18 @@ void BenchExperts(const CpuKernels& k, ThreadPool& pool, Layer& layer, bool w4a4
   }
 }
 
-void BenchLinear(const CpuKernels& k, ThreadPool& pool, const Layer& layer, TileFormat format) {
+void BenchLinear(const CpuKernels& k, ThreadPool& pool, const Layer& layer, TileFormat format,
+                 const QuantScheme& scheme = {}) {
   constexpr int64_t kRows = 5120;
   PreparedLinearShard shard;
   shard.n = kRows;
   shard.global = 0.01f;
+  shard.activation = scheme.activation;
+  if (scheme.activation && scheme.activation->scale.is_static) shard.input_scale = 0.01f;
+  const GroupShape group = scheme.weight ? scheme.weight->scale.group : GroupShape{};
+  const std::vector<float> scales(ScaleCount(group, kRows, kHidden), 0.01f);
+  const std::string kind = scheme.weight ? fmt::format("{} {}", NameOf(format), PairName(scheme))
+                                         : std::string(NameOf(format));
   const PreparedLinearShard* shards[] = {&shard};
   const int64_t columns[] = {0};
   const int64_t bytes = PackedBytes(format, kRows, kHidden);
@@ -306,23 +343,30 @@ void BenchLinear(const CpuKernels& k, ThreadPool& pool, const Layer& layer, Tile
     std::vector<float> y(tokens * kRows);
     const double work = tokens <= 8 ? static_cast<double>(bytes)
                                     : 2.0 * static_cast<double>(tokens * kRows) * kHidden;
-    Report(fmt::format("{} {} linear {}x{}, {} tokens", NameOf(k.isa),
-                       format == TileFormat::kBf16 ? "bf16" : "nvfp4", kRows, kHidden, tokens),
-           pool.threads(), tokens <= 8 ? 101 : 9, work, tokens <= 8 ? "GB/s" : "GFLOP/s",
-           [&](int round) {
-             shard.weight = PackedMatrix{format, kRows, kHidden,
-                                         layer.weights.data() + round % copies * bytes};
-             if (!Linear(k, pool, scratch, shards, columns, x.data(), tokens, kHidden, y.data(),
-                         kRows)) {
-               std::exit(1);
-             }
-           });
+    Report(
+        fmt::format("{} {} linear {}x{}, {} tokens", NameOf(k.isa), kind, kRows, kHidden, tokens),
+        pool.threads(), tokens <= 8 ? 101 : 9, work, tokens <= 8 ? "GB/s" : "GFLOP/s",
+        [&](int round) {
+          shard.weight = PackedMatrix{format,  kRows,
+                                      kHidden, layer.weights.data() + round % copies * bytes,
+                                      group,   scales.empty() ? nullptr : scales.data()};
+          if (!Linear(k, pool, scratch, shards, columns, x.data(), tokens, kHidden, y.data(),
+                      kRows)) {
+            std::exit(1);
+          }
+        });
   }
 }
 
 int Main(int argc, char** argv) {
   std::vector<int> threads;
-  for (int i = 1; i < argc; ++i) threads.push_back(std::max(1, std::atoi(argv[i])));
+  for (int i = 1; i < argc; ++i) {
+    if (std::strcmp(argv[i], "--only") == 0 && i + 1 < argc) {
+      only = argv[++i];
+    } else {
+      threads.push_back(std::max(1, std::atoi(argv[i])));
+    }
+  }
   if (threads.empty()) threads = {1, AvailableCores()};
   const auto chosen = ChooseIsa(std::getenv("NIBBLE_ISA"));
   if (!chosen) {
@@ -341,13 +385,18 @@ int Main(int argc, char** argv) {
     if (isa > *chosen) break;
     const CpuKernels& k = KernelsFor(isa);
     BenchStrips(k, layer);
-    if (isa != CpuIsa::kScalar) BenchSwitch(k, layer);
+    for (TileFormat format : {TileFormat::kNvfp4, TileFormat::kFp8}) {
+      if (isa != CpuIsa::kScalar) BenchSwitch(k, layer, format);
+    }
     for (int n : threads) {
       ThreadPool pool(n);
       BenchExperts(k, pool, layer, false);
       BenchExperts(k, pool, layer, true);
       BenchLinear(k, pool, layer, TileFormat::kNvfp4);
       BenchLinear(k, pool, layer, TileFormat::kBf16);
+      for (const QuantScheme& scheme : kFp8Schemes) {
+        BenchLinear(k, pool, layer, TileFormat::kFp8, scheme);
+      }
     }
   }
   return 0;

@@ -461,7 +461,7 @@ void Gated(const GatedActivation& how, const float* gate, const float* up, float
 const CpuKernels kAvx2Kernels = {
     .isa = CpuIsa::kAvx2,
     .nvfp4_panel_tokens = 10,
-    .fp8_panel_tokens = 8,
+    .fp8_panel_tokens = 5,
     .bf16_panel_tokens = 5,
     .activation_bytes = 4,
     .pack_bf16 = PackBf16,

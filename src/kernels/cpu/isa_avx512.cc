@@ -184,7 +184,7 @@ void PanelBlock(const Byte* const* panels, bool from_memory, int64_t tiles, cons
 const CpuKernels kAvx512Kernels = {
     .isa = CpuIsa::kAvx512,
     .nvfp4_panel_tokens = 12,
-    .fp8_panel_tokens = 8,
+    .fp8_panel_tokens = 14,
     .bf16_panel_tokens = 5,
     .activation_bytes = 4,
     .pack_bf16 = PackBf16,

@@ -180,7 +180,7 @@ void PanelBlock(const Byte* const* panels, bool from_memory, int64_t tiles, cons
 const CpuKernels kAvx512Bf16Kernels = {
     .isa = CpuIsa::kAvx512Bf16,
     .nvfp4_panel_tokens = 16,
-    .fp8_panel_tokens = 8,
+    .fp8_panel_tokens = 14,
     .bf16_panel_tokens = 5,
     .activation_bytes = 2,
     .pack_bf16 = PackBf16,

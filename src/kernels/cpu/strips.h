@@ -70,29 +70,35 @@ class StripGroup {
     if (w_.group == GroupShape{kFp8Block, kFp8Block}) {
       return MultiplyBlocks(x, form, tokens, global, y, ldy);
     }
-    MultiplyTiles(0, tiles_, x, tokens, global, y, ldy);
-    if (w_.scales != nullptr || form.kind == RowForm::Kind::kFp8Token) {
-      ScaleRows(x, form, tokens, y, ldy);
+    const bool by_token = form.kind == RowForm::Kind::kFp8Token;
+    if (w_.scales == nullptr && !by_token) {
+      return MultiplyTiles(0, strips_, 0, tiles_, x, tokens, global, y, ldy);
+    }
+    constexpr int64_t kTokens = 64;  // whose sums are still in L1 when they are scaled
+    for (int64_t t = 0; t < tokens; t += kTokens, y += kTokens * ldy) {
+      const int64_t n = std::min(kTokens, tokens - t);
+      MultiplyTiles(0, strips_, 0, tiles_, x + t, n, global, y, ldy);
+      ScaleSums(x + t, by_token, n, y, ldy);
     }
   }
 
  private:
-  /// `count` tiles of each strip from tile `first` on, against as many elements at x.
-  void MultiplyTiles(int64_t first, int64_t count, const std::byte* const* x, int64_t tokens,
-                     float global, float* y, int64_t ldy) const {
+  /// `count` tiles of `strips` strips from strip `s0` and tile `first` on, against as many elements
+  /// at x.
+  void MultiplyTiles(int s0, int strips, int64_t first, int64_t count, const std::byte* const* x,
+                     int64_t tokens, float global, float* y, int64_t ldy) const {
     const TileFormat format = as_panels_ ? TileFormat::kBf16 : w_.format;
     const std::byte* at[kPanelStrips];
-    for (int s = 0; s < strips_; ++s) at[s] = strip_[s] + first * TileBytes(format);
+    for (int s = 0; s < strips; ++s) at[s] = strip_[s0 + s] + first * TileBytes(format);
     if (as_panels_) {
-      return kernels_.panel_gemm(at, strips_, !Expands(w_.format), count, x, tokens, global, y,
-                                 ldy);
+      return kernels_.panel_gemm(at, strips, !Expands(w_.format), count, x, tokens, global, y, ldy);
     }
     const auto decode = format == TileFormat::kNvfp4 ? kernels_.decode_nvfp4
                         : format == TileFormat::kFp8 ? kernels_.decode_fp8
                                                      : kernels_.decode_bf16;
-    for (int s = 0; s < strips_; ++s) {
+    for (int s = 0; s < strips; ++s) {
       const bool last = first + count == tiles_;
-      const std::byte* next = last ? Next(s) : at[s] + count * TileBytes(format);
+      const std::byte* next = last ? Next(s0 + s) : at[s] + count * TileBytes(format);
       for (int64_t t = 0; t < tokens; t += kDecodeTokens) {
         const int n = static_cast<int>(std::min<int64_t>(kDecodeTokens, tokens - t));
         decode(at[s], t + n < tokens ? at[s] : next, count, x + t, n, global,
@@ -101,47 +107,63 @@ class StripGroup {
     }
   }
 
-  /// Weight scales by channel and row scales by token, onto finished sums.
-  void ScaleRows(const std::byte* const* x, const RowForm& form, int64_t tokens, float* y,
+  /// Finished sums times the weight's scales by channel and the rows' own.
+  void ScaleSums(const std::byte* const* x, bool by_token, int64_t tokens, float* y,
                  int64_t ldy) const {
-    const bool by_token = form.kind == RowForm::Kind::kFp8Token;
-    const int64_t rows = std::min(strips_ * kStripRows, w_.n - first_row_);
+    float of_row[kBlockStride];
+    std::fill_n(of_row, kBlockStride, 1.0f);
+    if (w_.scales != nullptr) {  // the last strip has rows beyond n, which have none
+      const int64_t rows = std::min(strips_ * kStripRows, w_.n - first_row_);
+      std::copy_n(w_.scales + first_row_, rows, of_row);
+    }
     for (int64_t t = 0; t < tokens; ++t, y += ldy) {
-      const float scale = by_token ? *RowScales(kernels_, x[t], w_.k) : 1.0f;
-      for (int64_t r = 0; r < rows; ++r) {
-        y[r] *= w_.scales != nullptr ? w_.scales[first_row_ + r] * scale : scale;
+      const float of_token = by_token ? *RowScales(kernels_, x[t], w_.k) : 1.0f;
+      for (int s = 0; s < strips_; ++s) {
+        float* __restrict sums = y + s * kStripRows;
+        const float* __restrict scales = of_row + s * kStripRows;
+        for (int r = 0; r < kStripRows; ++r) sums[r] *= scales[r] * of_token;
       }
     }
   }
 
   /// Blocks of 128 x 128: the sum over each 128 k meets the weight's scale and the row's, and these
-  /// are summed in the order of k.
+  /// are summed in the order of k. Panels are multiplied strips together, others one after the
+  /// other, as memory is read.
   void MultiplyBlocks(const std::byte* const* x, const RowForm& form, int64_t tokens, float global,
                       float* y, int64_t ldy) const {
-    constexpr int64_t kBlockTiles = kFp8Block / kTileK;
-    const int64_t blocks = (w_.k + kFp8Block - 1) / kFp8Block;
-    for (int64_t t = 0; t < tokens; t += kBlockTokens, y += kBlockTokens * ldy) {
+    const int together = as_panels_ ? strips_ : 1;
+    for (int64_t t = 0; t < tokens; t += kBlockTokens) {
       const int64_t n = std::min<int64_t>(kBlockTokens, tokens - t);
-      for (int64_t b = 0; b < blocks; ++b) {
-        const std::byte* at[kBlockTokens];
-        for (int64_t i = 0; i < n; ++i) {
-          at[i] = x[t + i] + b * kFp8Block * kernels_.activation_bytes;
+      for (int s = 0; s < strips_; s += together) {
+        float* to = y + t * ldy + s * kStripRows;
+        for (int64_t i = 0; i < n; ++i) std::fill_n(to + i * ldy, together * kStripRows, 0.0f);
+        for (int64_t b = 0; b * kFp8Block < w_.k; ++b) {
+          AddBlock(s, together, b, x + t, form, n, global, to, ldy);
         }
-        float part[kBlockTokens * kBlockStride];
-        MultiplyTiles(b * kBlockTiles, std::min(kBlockTiles, tiles_ - b * kBlockTiles), at, n,
-                      global, part, kBlockStride);
-        for (int64_t i = 0; i < n; ++i) {
-          const float row_scale = RowScale(form, x[t + i], b);
-          for (int s = 0; s < strips_; ++s) {
-            const int64_t block_row = (first_row_ + s * kStripRows) / kFp8Block;
-            const float scale = w_.scales[block_row * blocks + b] * row_scale;
-            const float* from = part + i * kBlockStride + s * kStripRows;
-            float* to = y + i * ldy + s * kStripRows;
-            for (int r = 0; r < kStripRows; ++r) {
-              to[r] = b == 0 ? from[r] * scale : to[r] + from[r] * scale;
-            }
-          }
-        }
+      }
+    }
+  }
+
+  /// y += the 128 k of block b, for up to kBlockTokens tokens.
+  void AddBlock(int s0, int strips, int64_t b, const std::byte* const* x, const RowForm& form,
+                int64_t tokens, float global, float* y, int64_t ldy) const {
+    constexpr int64_t kBlockTiles = kFp8Block / kTileK;
+    const std::byte* at[kBlockTokens];
+    for (int64_t i = 0; i < tokens; ++i) {
+      at[i] = x[i] + b * kFp8Block * kernels_.activation_bytes;
+    }
+    float part[kBlockTokens * kBlockStride];
+    MultiplyTiles(s0, strips, b * kBlockTiles, std::min(kBlockTiles, tiles_ - b * kBlockTiles), at,
+                  tokens, global, part, kBlockStride);
+    const int64_t blocks = (w_.k + kFp8Block - 1) / kFp8Block;
+    for (int64_t i = 0; i < tokens; ++i) {
+      const float of_row = RowScale(form, x[i], b);
+      for (int s = 0; s < strips; ++s) {
+        const int64_t row = first_row_ + (s0 + s) * kStripRows;  // a strip lies in one block
+        const float scale = w_.scales[row / kFp8Block * blocks + b] * of_row;
+        const float* __restrict from = part + i * kBlockStride + s * kStripRows;
+        float* __restrict to = y + i * ldy + s * kStripRows;
+        for (int r = 0; r < kStripRows; ++r) to[r] += from[r] * scale;
       }
     }
   }
