@@ -10,6 +10,8 @@ std::string_view NameOf(SourceFormat format) {
       return "modelopt";
     case SourceFormat::kCompressedTensors:
       return "compressed_tensors";
+    case SourceFormat::kFp8:
+      return "fp8";
   }
   return "?";
 }

@@ -8,8 +8,9 @@ namespace nibble {
 
 // The words that scheme, plan, weights and kernels share.
 
-/// Which quantizer's dialect a checkpoint speaks; kNone for 16-bit ones.
-enum class SourceFormat : uint8_t { kNone, kModelopt, kCompressedTensors };
+/// Which quantizer's dialect a checkpoint speaks; kNone for 16-bit ones. kFp8 is that of DeepSeek's
+/// and Qwen's own FP8 files.
+enum class SourceFormat : uint8_t { kNone, kModelopt, kCompressedTensors, kFp8 };
 
 /// What a kernel does to its activations before the multiplication.
 enum class ActivationPrecision : uint8_t { kBf16, kFp8, kFp4 };
@@ -31,7 +32,7 @@ enum class Activation : uint8_t {
   kSitu,
 };
 
-std::string_view NameOf(SourceFormat format);            // "none", "modelopt", "compressed_tensors"
+std::string_view NameOf(SourceFormat format);            // "none", "modelopt", "compressed_tensors", "fp8"
 std::string_view NameOf(ActivationPrecision precision);  // "bf16", "fp8", "fp4"
 std::string_view NameOf(Backend backend);                // "REFERENCE", "CPU", "MARLIN", …
 std::string_view NameOf(Activation activation);          // "silu", "swigluoai", …

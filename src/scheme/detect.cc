@@ -10,6 +10,7 @@
 #include "base/quoted.h"
 #include "scheme/compressed_tensors.h"
 #include "scheme/config_field.h"
+#include "scheme/fp8_config.h"
 #include "scheme/modelopt.h"
 
 namespace nibble::scheme {
@@ -17,7 +18,7 @@ namespace {
 
 constexpr const char* kLegacyFile = "hf_quant_config.json";
 
-enum class Method : uint8_t { kModelopt, kCompressedTensors };
+enum class Method : uint8_t { kModelopt, kCompressedTensors, kFp8 };
 
 std::optional<ConfigField> FindConfig(const Json& config) {
   if (const Json* own = config.FindSet("quantization_config")) {
@@ -43,14 +44,15 @@ Result<Method> ReadMethod(const ConfigField& config) {
     const std::string name = Lower(**method);
     if (name.starts_with("modelopt")) return Method::kModelopt;
     if (name == "compressed-tensors") return Method::kCompressedTensors;
+    if (name == "fp8") return Method::kFp8;
   } else {
     const Json* producer = config.json->FindSet("producer");
     const Json* name = producer ? producer->FindSet("name") : nullptr;
     if (name && name->is_string() && name->string() == "modelopt") return Method::kModelopt;
   }
   return Error{ErrorCode::kUnsupported,
-               fmt::format("quant_method {} is not supported, expected modelopt or "
-                           "compressed-tensors",
+               fmt::format("quant_method {} is not supported, expected modelopt, "
+                           "compressed-tensors or fp8",
                            *method ? Quoted(**method) : "(missing)"),
                config.path,
                {}};
@@ -78,7 +80,9 @@ Result<QuantConfigParts> ReadModelopt(const ConfigField& config, const Json* leg
   if (config.json->FindSet("quantization")) return ReadModeloptLegacy(config);
   const bool no_layers = IsMixed(config.json) && !config.json->FindSet("quantized_layers");
   if (no_layers && legacy && IsMixed(legacy->FindSet("quantization"))) {
-    return ReadModeloptLegacy({legacy, kLegacyFile});
+    NIBBLE_TRY(QuantConfigParts parts, ReadModeloptLegacy({legacy, kLegacyFile}));
+    NIBBLE_CHECK_OK(ReadModeloptFlatKvCache(config, &parts));
+    return parts;
   }
   NIBBLE_TRY(QuantConfigParts parts, ReadModeloptFlat(config));
   if (!legacy) return parts;
@@ -87,6 +91,18 @@ Result<QuantConfigParts> ReadModelopt(const ConfigField& config, const Json* leg
     NIBBLE_CHECK_OK(ReadModeloptLegacyKvCache({legacy, kLegacyFile}, &parts));
   }
   return parts;
+}
+
+Result<QuantConfigParts> ReadDialect(Method method, const ConfigField& config, const Json* legacy) {
+  switch (method) {
+    case Method::kModelopt:
+      return ReadModelopt(config, legacy);
+    case Method::kCompressedTensors:
+      return ReadCompressedTensors(config);
+    case Method::kFp8:
+      break;
+  }
+  return ReadFp8Config(config);
 }
 
 }  // namespace
@@ -103,9 +119,7 @@ Result<QuantConfig> ReadQuantConfig(const Json& config, const Json* hf_quant_con
         .At(field->path);
   }
   NIBBLE_TRY(const Method method, ReadMethod(*field));
-  NIBBLE_TRY(QuantConfigParts parts, method == Method::kModelopt
-                                         ? ReadModelopt(*field, hf_quant_config)
-                                         : ReadCompressedTensors(*field));
+  NIBBLE_TRY(QuantConfigParts parts, ReadDialect(method, *field, hf_quant_config));
   return QuantConfig(std::move(parts));
 }
 

@@ -12,23 +12,46 @@
 
 #include "base/quoted.h"
 #include "scheme/module_patterns.h"
+#include "scheme/uniform_dialect.h"
 
 namespace nibble::scheme {
 namespace {
 
 constexpr std::string_view kMixed = "MIXED_PRECISION";
-constexpr std::string_view kAccepted = "NVFP4, W4A16_NVFP4, FP8 or MIXED_PRECISION";
 
 struct Algorithm {
   std::string_view name;
   QuantScheme scheme;
-  bool nvfp4;
+
+  bool nvfp4() const { return scheme.weight == kNvfp4Static; }
+  /// How many elements of a row share a block's scale; 0 where there are no blocks.
+  int group() const {
+    const int columns = scheme.weight->scale.group.col;
+    return columns > 1 ? columns : 0;
+  }
 };
-constexpr std::array<Algorithm, 3> kAlgorithms = {{
-    {"NVFP4", kW4A4, true},
-    {"W4A16_NVFP4", kW4A16, true},
-    {"FP8", {kFp8StaticTensor, kFp8StaticTensor}, false},
+// The last two: "per block, weight only" leaves activations alone, though upstream quantizes them;
+// TensorRT-LLM's name means both in blocks, and ModelOpt writes it for experts of a mixed file.
+constexpr std::array<Algorithm, 6> kAlgorithms = {{
+    {"NVFP4", kW4A4},
+    {"W4A16_NVFP4", kW4A16},
+    {"FP8", {kFp8StaticTensor, kFp8StaticTensor}},
+    {"FP8_PER_CHANNEL_PER_TOKEN", {kFp8StaticChannel, kFp8DynamicToken}},
+    {"FP8_PB_WO", {kFp8StaticBlock128, std::nullopt}},
+    {"FP8_BLOCK_SCALES", {kFp8StaticBlock128, kFp8Dynamic128}},
 }};
+
+/// The names of all algorithms, with or without that of a map of them.
+std::string Accepted(bool with_mixed) {
+  std::string text;
+  for (size_t i = 0; i < kAlgorithms.size(); ++i) {
+    const bool last = !with_mixed && i + 1 == kAlgorithms.size();
+    text += i == 0 ? "" : last ? " or " : ", ";
+    text += kAlgorithms[i].name;
+  }
+  if (with_mixed) text.append(" or ").append(kMixed);
+  return text;
+}
 
 const Algorithm* FindAlgorithm(std::string_view name) {
   for (const Algorithm& a : kAlgorithms) {
@@ -50,29 +73,32 @@ Result<std::string> ReadAlgo(const ConfigField& config) {
   if (!algo) return std::move(algo).error().At(config.path);
   if (!*algo) {
     return Error{ErrorCode::kCorruptFile, "\"quant_algo\" is missing", config.path,
-                 fmt::format("it must be {}", kAccepted)};
+                 fmt::format("it must be {}", Accepted(true))};
   }
   return Upper(*std::move(*algo));
 }
 
-Error UnknownAlgo(std::string_view algo, std::string path, std::string_view accepted) {
+Error UnknownAlgo(std::string_view algo, std::string path, bool mixed_known) {
   return Error{ErrorCode::kUnsupported,
-               fmt::format("quant_algo {} is not supported, expected {}", Quoted(algo), accepted),
+               fmt::format("quant_algo {} is not supported, expected {}", Quoted(algo),
+                           Accepted(mixed_known)),
                std::move(path),
                {}};
 }
 
-Result<void> CheckGroupSize(const Json& object, std::string_view path) {
+/// That a `group_size`, where there is one, is the algorithm's.
+Result<void> CheckGroupSize(const Json& object, const Algorithm& algorithm, std::string_view path) {
   const Json* size = object.FindSet("group_size");
-  if (!size) return {};
+  if (!size || algorithm.group() == 0) return {};
   if (!size->is_int()) {
-    return Err(ErrorCode::kCorruptFile, "\"group_size\" is {}, expected the integer 16",
-               size->TypeName())
+    return Err(ErrorCode::kCorruptFile, "\"group_size\" is {}, expected the integer {}",
+               size->TypeName(), algorithm.group())
         .At(path);
   }
-  if (size->integer() != kNvfp4Static.scale.group.col) {
-    return Err(ErrorCode::kUnsupported, "group_size is {}, but NVFP4 blocks have 16 elements",
-               size->integer())
+  if (size->integer() != algorithm.group()) {
+    return Err(ErrorCode::kUnsupported, "group_size is {}, but {} blocks have {} elements",
+               size->integer(), algorithm.nvfp4() ? "NVFP4" : "FP8",
+               algorithm.nvfp4() ? "16" : "128x128")
         .At(path);
   }
   return {};
@@ -80,7 +106,7 @@ Result<void> CheckGroupSize(const Json& object, std::string_view path) {
 
 /// Sees to the block sizes that config_groups names. Gives whether there are groups and none of
 /// them quantizes activations.
-Result<bool> ReadConfigGroups(const ConfigField& config) {
+Result<bool> ReadConfigGroups(const ConfigField& config, const Algorithm& algorithm) {
   const Json* groups = config.json->FindSet("config_groups");
   if (!groups) return false;
   const std::string path = config.path + ".config_groups";
@@ -95,32 +121,13 @@ Result<bool> ReadConfigGroups(const ConfigField& config) {
     }
     for (const char* part : {"weights", "input_activations"}) {
       if (const Json* args = group.FindSet(part)) {
-        NIBBLE_CHECK_OK(CheckGroupSize(*args, fmt::format("{}.{}", at, part)));
+        NIBBLE_CHECK_OK(CheckGroupSize(*args, algorithm, fmt::format("{}.{}", at, part)));
       }
     }
     if (group.FindSet("input_activations")) weight_only = false;
   }
   return weight_only;
 }
-
-/// One algorithm for every linear that no exclude entry names.
-class UniformDialect : public Dialect {
- public:
-  UniformDialect(QuantScheme scheme, std::string evidence, ModulePatterns exclude)
-      : scheme_{scheme, SourceFormat::kModelopt, std::move(evidence)},
-        exclude_(std::move(exclude)) {}
-
-  Result<Answer> Resolve(const ModuleName& name, uint64_t* steps) const override {
-    if (auto entry = exclude_.Match(name, steps)) {
-      return Answer{{kBf16Scheme, SourceFormat::kNone, *entry}, true};
-    }
-    return Answer{scheme_, false};
-  }
-
- private:
-  ModuleScheme scheme_;
-  ModulePatterns exclude_;
-};
 
 /// MIXED_PRECISION: a map from module to algorithm; what it does not list is 16 bits. Nothing is
 /// inherited from a neighbour: upstream resolves unlisted experts beside a listed FP8
@@ -137,8 +144,8 @@ class MixedDialect : public Dialect {
     }
     NIBBLE_TRY(const std::string algo, ReadAlgo({&entry, at}));
     const Algorithm* known = FindAlgorithm(algo);
-    if (!known) return UnknownAlgo(algo, at, "NVFP4, W4A16_NVFP4 or FP8");
-    if (known->nvfp4) NIBBLE_CHECK_OK(CheckGroupSize(entry, at));
+    if (!known) return UnknownAlgo(algo, at, false);
+    NIBBLE_CHECK_OK(CheckGroupSize(entry, *known, at));
     layers_.emplace(module,
                     ModuleScheme{known->scheme, SourceFormat::kModelopt, at + ".quant_algo"});
     return {};
@@ -219,6 +226,13 @@ Result<void> ReadKvScheme(const ConfigField& config, QuantConfigParts* parts) {
   if (!type) return std::move(type).error().At(path);
   auto bits = scheme->GetInt("num_bits", 1, 64);
   if (!bits) return std::move(bits).error().At(path);
+  const Json* dynamic = scheme->FindSet("dynamic");
+  if (dynamic && !(dynamic->is_bool() && !dynamic->boolean())) {
+    return Err(ErrorCode::kUnsupported,
+               "a KV cache with \"dynamic\" {} is not supported, expected false",
+               WriteJson(*dynamic))
+        .At(path);
+  }
   if (*type != "float" || *bits != 8) {
     return Err(ErrorCode::kUnsupported,
                "a KV cache of type {} with {} bits is not supported, expected float with 8",
@@ -240,7 +254,7 @@ Result<QuantConfigParts> ReadAlgorithm(const ConfigField& config, const std::str
     return parts;
   }
   const Algorithm* known = FindAlgorithm(algo);
-  if (!known) return UnknownAlgo(algo, config.path, kAccepted);
+  if (!known) return UnknownAlgo(algo, config.path, true);
   QuantScheme scheme = known->scheme;
   std::string evidence = config.path + ".quant_algo";
   if (scheme == kW4A4 && weight_only_groups) {
@@ -248,7 +262,8 @@ Result<QuantConfigParts> ReadAlgorithm(const ConfigField& config, const std::str
     scheme = kW4A16;
     evidence = config.path + ".config_groups (input_activations null in every group)";
   }
-  parts.dialect = std::make_shared<UniformDialect>(scheme, std::move(evidence), std::move(exclude));
+  parts.dialect = std::make_shared<UniformDialect>(
+      ModuleScheme{scheme, SourceFormat::kModelopt, std::move(evidence)}, std::move(exclude));
   return parts;
 }
 
@@ -282,9 +297,9 @@ Result<QuantConfigParts> ReadModeloptFlat(const ConfigField& config) {
   NIBBLE_TRY(const std::string algo, ReadAlgo(config));
   bool weight_only = false;
   const Algorithm* known = FindAlgorithm(algo);
-  if (known && known->nvfp4) {
-    NIBBLE_CHECK_OK(CheckGroupSize(*config.json, config.path));
-    NIBBLE_TRY(weight_only, ReadConfigGroups(config));
+  if (known) {
+    NIBBLE_CHECK_OK(CheckGroupSize(*config.json, *known, config.path));
+    NIBBLE_TRY(weight_only, ReadConfigGroups(config, *known));
   }
   NIBBLE_TRY(QuantConfigParts parts, ReadAlgorithm(config, algo, weight_only));
   NIBBLE_CHECK_OK(ReadKvScheme(config, &parts));
@@ -295,18 +310,22 @@ Result<QuantConfigParts> ReadModeloptLegacy(const ConfigField& file) {
   NIBBLE_TRY(const ConfigField config, LegacyQuantization(file));
   NIBBLE_TRY(const std::string algo, ReadAlgo(config));
   const Algorithm* known = FindAlgorithm(algo);
-  if (known && known->nvfp4) {
+  if (known) NIBBLE_CHECK_OK(CheckGroupSize(*config.json, *known, config.path));
+  if (known && known->nvfp4()) {
     for (const char* key : {"group_size", "kv_cache_quant_algo", "exclude_modules"}) {
       if (config.json->Find(key)) continue;
       return Error{ErrorCode::kCorruptFile, fmt::format("\"{}\" is missing", key), config.path,
                    "an NVFP4 file of this style states group_size, kv_cache_quant_algo and "
                    "exclude_modules, null where there is none"};
     }
-    NIBBLE_CHECK_OK(CheckGroupSize(*config.json, config.path));
   }
   NIBBLE_TRY(QuantConfigParts parts, ReadAlgorithm(config, algo, false));
   NIBBLE_CHECK_OK(ReadKvAlgo(config, &parts));
   return parts;
+}
+
+Result<void> ReadModeloptFlatKvCache(const ConfigField& config, QuantConfigParts* parts) {
+  return ReadKvScheme(config, parts);
 }
 
 Result<void> ReadModeloptLegacyKvCache(const ConfigField& file, QuantConfigParts* parts) {

@@ -19,6 +19,9 @@ Result<QuantConfigParts> ReadModeloptFlat(const ConfigField& config);
 /// errors as above
 Result<QuantConfigParts> ReadModeloptLegacy(const ConfigField& file);
 
+/// Only the KV cache scheme of config.json, where it states one.
+Result<void> ReadModeloptFlatKvCache(const ConfigField& config, QuantConfigParts* parts);
+
 /// Only the KV cache scheme of hf_quant_config.json: exports exist whose config.json leaves it out.
 Result<void> ReadModeloptLegacyKvCache(const ConfigField& file, QuantConfigParts* parts);
 

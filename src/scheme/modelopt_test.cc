@@ -6,6 +6,9 @@
 
 #include "scheme/test_schemes.h"
 
+// Numbers before rows are sections of vllm-nvfp4-moe.md, the notes on what upstream does: each of
+// its rules and traps has a row, kept or on purpose not.
+
 namespace nibble::scheme {
 namespace {
 
@@ -24,6 +27,9 @@ std::string Legacy(const std::string& fields) {
 }
 const std::string kNulls =
     ", 'group_size': 16, 'kv_cache_quant_algo': null, 'exclude_modules': null";
+
+const std::string kAllNull =
+    ", 'group_size': null, 'kv_cache_quant_algo': null, 'exclude_modules': null";
 
 const char* const kQ = "model.layers.0.self_attn.q_proj";
 const char* const kExperts = "model.layers.0.mlp.experts";
@@ -52,21 +58,80 @@ TEST(Modelopt, ReadsAlgorithms) {
        "BF16 by config.json: quantization_config.quant_algo covers linear layers"},
       {"a router is none", Flat("'quant_algo': 'NVFP4'"), "", "model.layers.0.mlp.gate",
        "BF16 by config.json: quantization_config.quant_algo covers linear layers"},
-      {"mtp.fc never is", Flat("'quant_algo': 'NVFP4'"), "", "mtp.fc", "BF16 by mtp.fc is 16-bit"},
       {"a missing algorithm", Flat("'ignore': []"), "", kQ,
        "CorruptFile: config.json: quantization_config: 'quant_algo' is missing; it must be NVFP4"},
       {"an unknown algorithm", Flat("'quant_algo': 'W4A8_NVFP4_FP8'"), "", kQ,
        "Unsupported: config.json: quantization_config: quant_algo 'W4A8_NVFP4_FP8' is not "
-       "supported, expected NVFP4, W4A16_NVFP4, FP8 or MIXED_PRECISION"},
-      {"an algorithm that only upstream runs", Flat("'quant_algo': 'FP8_PB_WO'"), "", kQ,
-       "quant_algo 'FP8_PB_WO' is not supported"},
+       "supported, expected NVFP4, W4A16_NVFP4, FP8, FP8_PER_CHANNEL_PER_TOKEN, FP8_PB_WO, "
+       "FP8_BLOCK_SCALES or MIXED_PRECISION"},
+      // 1.2: taken upstream, where other kernels run it
+      {"an algorithm that only upstream runs", Flat("'quant_algo': 'MXFP8'"), "", kQ,
+       "quant_algo 'MXFP8' is not supported"},
+      // 1.2: the method's name claims the file, the algorithm decides
+      {"a method that says another algorithm",
+       "{'quantization_config': {'quant_method': 'modelopt_fp4', 'quant_algo': 'FP8'}}", "", kQ,
+       "W8A8 by config.json: quantization_config.quant_algo"},
+      {"a method that is none of ModelOpt's",
+       "{'quantization_config': {'quant_method': 'my_modelopt', 'quant_algo': 'FP8'}}", "", kQ,
+       "Unsupported: config.json: quantization_config: quant_method 'my_modelopt'"},
+      // 1.3: the word in its path does not make a module a vision tower's, nor is lm_head exempt
+      {"a wrapper's lm_head is a linear too", Flat("'quant_algo': 'W4A16_NVFP4'"), "",
+       "language_model.lm_head", "W4A16 by "},
       {"an algorithm that is no text", Flat("'quant_algo': 4"), "", kQ, "CorruptFile"},
   };
   for (const SchemeCase& c : cases) ExpectSaid(c);
 }
 
-TEST(Modelopt, TakesOnlyBlocksOf16) {
+struct AlgorithmCase {
+  const char* algo;
+  QuantScheme scheme;
+};
+
+// 1.2, the set of algorithms; 1.5, what they mean in a map.
+TEST(Modelopt, KnowsWhatAnAlgorithmDoesToWeightsAndActivations) {
+  const AlgorithmCase cases[] = {
+      {"NVFP4", kW4A4},
+      {"W4A16_NVFP4", kW4A16},
+      {"FP8", {kFp8StaticTensor, kFp8StaticTensor}},
+      {"FP8_PER_CHANNEL_PER_TOKEN", {kFp8StaticChannel, kFp8DynamicToken}},
+      {"fp8_pb_wo", {kFp8StaticBlock128, std::nullopt}},
+      {"FP8_BLOCK_SCALES", {kFp8StaticBlock128, kFp8Dynamic128}},
+  };
+  for (const AlgorithmCase& c : cases) {
+    const std::string algo = std::string("'quant_algo': '") + c.algo + "'";
+    for (const auto& [config, hf] :
+         {std::pair(Flat(algo), std::string()),
+          std::pair(std::string("{}"), Legacy(algo + kAllNull)),
+          std::pair(Mixed("'m.experts': {" + algo + "}"), std::string())}) {
+      auto quant = ReadTexts(config, hf);
+      ASSERT_TRUE(quant.ok()) << c.algo << ": " << quant.error().Message();
+      auto scheme = quant->SchemeOf(Query("m.experts"));
+      ASSERT_TRUE(scheme.ok()) << c.algo;
+      EXPECT_EQ(PairName(scheme->scheme), PairName(c.scheme)) << c.algo;
+      EXPECT_EQ(scheme->source_format, SourceFormat::kModelopt) << c.algo;
+    }
+  }
+}
+
+TEST(Modelopt, TakesOnlyItsOwnBlocks) {
   const SchemeCase cases[] = {
+      // 1.5: two sizes of FP8 blocks in one file; only one size is any kernel's
+      {"128 in a layer of FP8 blocks",
+       Mixed("'lm_head': {'quant_algo': 'FP8_BLOCK_SCALES', 'group_size': 128}"), "", "lm_head",
+       "W8A8 by "},
+      {"64 in another",
+       Mixed("'lm_head': {'quant_algo': 'FP8_PB_WO', 'group_size': 128}, "
+             "'x': {'quant_algo': 'FP8_PB_WO', 'group_size': 64}"),
+       "", "lm_head",
+       "Unsupported: config.json: quantization_config.quantized_layers['x']: group_size is 64, but "
+       "FP8 blocks have 128x128 elements"},
+      {"64 everywhere", Flat("'quant_algo': 'FP8_PB_WO', 'group_size': 64"), "", kQ,
+       "group_size is 64, but FP8 blocks"},
+      // 1.5: upstream takes the first listed NVFP4 layer's for all
+      {"32 in the second of two listed layers",
+       Mixed("'a': {'quant_algo': 'NVFP4', 'group_size': 16}, "
+             "'b': {'quant_algo': 'W4A16_NVFP4', 'group_size': 32}"),
+       "", kQ, "quantized_layers['b']: group_size is 32"},
       {"16", Flat("'quant_algo': 'NVFP4', 'group_size': 16"), "", kQ, "W4A4 by "},
       {"null", Flat("'quant_algo': 'NVFP4', 'group_size': null"), "", kQ, "W4A4 by "},
       {"32", Flat("'quant_algo': 'NVFP4', 'group_size': 32"), "", kQ,
@@ -136,7 +201,24 @@ TEST(Modelopt, ExcludesByWholeComponents) {
        "BF16 by config.json: quantization_config.exclude_modules[0]"},
       {"`mtp.layers.0*` is rooted", Excluding("'mtp.layers.0*'"), "", kQ, "W4A4 by "},
       {"`mtp.layers.0*` does not name mtp.fc, which is 16-bit anyway", Excluding("'mtp.layers.0*'"),
-       "", "mtp.fc", "BF16 by mtp.fc is 16-bit"},
+       "", "mtp.fc", "BF16 by mtp.fc is 16-bit in every format"},
+      {"`mtp*` names it", Excluding("'mtp*'"), "", "mtp.fc",
+       "BF16 by config.json: quantization_config.exclude_modules[0] = 'mtp*'"},
+      // 1.3: an entry that ends in a star behind a dot stays a wildcard
+      {"a star behind a dot means all below", Excluding("'model.layers.0.*'"), "", kQ, "BF16 by "},
+      {"and no other layer", Excluding("'model.layers.0.*'"), "",
+       "model.layers.01.self_attn.q_proj", "W4A4 by "},
+      {"`mtp.fc*` and `mtp.layers.0*` together name the module's layer",
+       Excluding("'mtp.fc*', 'mtp.layers.0*'"), "", "mtp.layers.0.self_attn.o_proj",
+       "BF16 by config.json: quantization_config.exclude_modules[1] = 'mtp.layers.0*'"},
+      {"`mtp*` names no layer of the model", Excluding("'mtp*'"), "", kQ, "W4A4 by "},
+      {"a fused linear's own name means its parts",
+       Excluding("'model.layers.0.self_attn.qkv_proj', 'model.layers.0.mlp.gate_up_proj'"), "", kQ,
+       "BF16 by config.json: quantization_config.exclude_modules[0]"},
+      {"both halves of it", Excluding("'model.layers.0.mlp.gate_up_proj'"), "",
+       "model.layers.0.mlp.up_proj", "BF16 by "},
+      {"and no other linear", Excluding("'model.layers.0.self_attn.qkv_proj'"), "",
+       "model.layers.0.self_attn.o_proj", "W4A4 by "},
       {"a star crosses dots", Excluding("'model.*.q_proj'"), "", kQ, "BF16 by "},
       {"a wildcard is for the whole name", Excluding("'*.q_pro?'"), "", kQ, "BF16 by "},
       {"case matters", Excluding("'LM_HEAD'"), "", "lm_head", "W4A4 by "},
@@ -145,6 +227,15 @@ TEST(Modelopt, ExcludesByWholeComponents) {
       {"spelled the other way round", Excluding("'language_model.model.layers.0.self_attn.q_proj'"),
        "", "model.language_model.layers.0.self_attn.q_proj", "BF16 by "},
       {"spelled without the wrapper", Excluding("'model.layers.0.self_attn*'"), "",
+       "model.language_model.layers.0.self_attn.q_proj", "BF16 by "},
+      // 1.3, 1.5: names in the wrapper and patterns without it, and the other way round
+      {"a tree spelled as in the wrapper", Excluding("'model.language_model.layers.0.self_attn*'"),
+       "", kQ, "BF16 by "},
+      {"a wildcard spelled as in the wrapper",
+       Excluding("'model.language_model.layers.?.self_attn.*'"), "", kQ, "BF16 by "},
+      {"a wildcard spelled without it", Excluding("'model.layers.?.self_attn.*'"), "",
+       "model.language_model.layers.0.self_attn.q_proj", "BF16 by "},
+      {"a path behind either", Excluding("'layers.0.self_attn.q_proj'"), "",
        "model.language_model.layers.0.self_attn.q_proj", "BF16 by "},
       {"`ignore` wins over `exclude_modules`",
        Flat("'quant_algo': 'NVFP4', 'ignore': [], 'exclude_modules': ['lm_head']"), "", "lm_head",
@@ -185,6 +276,10 @@ TEST(Modelopt, KeepsAllExpertsOfALayerTogether) {
        Excluding("'model.layers.0.mlp.experts.gate_up_proj', "
                  "'model.layers.0.mlp.experts.down_proj'"),
        "", kExperts, "BF16 by "},
+      {"all of them by their other names",
+       Excluding("'*.experts.*.w1', '*.experts.*.w2', '*.experts.*.w3'"), "", kExperts, "BF16 by "},
+      {"one projection by its other name", Excluding("'*.experts.*.w3'"), "", kExperts,
+       "but model.layers.0.mlp.experts.0.up_proj is BF16"},
       {"another layer's", Excluding("'model.layers.1.mlp.experts'"), "", kExperts, "W4A4 by "},
       {"the shared expert is no routed one", Excluding("'model.layers.0.mlp.shared_expert'"), "",
        kExperts, "W4A4 by "},
@@ -204,6 +299,29 @@ TEST(Modelopt, ReadsMixedPrecisionFromItsMapAlone) {
        "BF16 by config.json: quantization_config.quantized_layers (not listed)"},
       {"experts beside a listed shared expert", Mixed(shared), "", kExperts,
        "BF16 by config.json: quantization_config.quantized_layers (not listed)"},
+      // 1.5, step 3: upstream takes any key that begins with the name, or with the parent's
+      {"a key below the module", Mixed("'lm_head.weight'" + a16), "", "lm_head", "BF16 by "},
+      {"a key above the module", Mixed("'model.layers.0'" + a16), "", kQ, "BF16 by "},
+      {"a key that only begins alike", Mixed("'model.layers.0.mlp.experts_x'" + a16), "", kExperts,
+       "BF16 by "},
+      {"a shared expert beside listed experts", Mixed("'model.layers.0.mlp.experts'" + a16), "",
+       "model.layers.0.mlp.shared_expert.up_proj", "BF16 by "},
+      // 1.5, steps 1 and 2: the fused linear's key, and its parts'
+      {"a fused linear's key", Mixed("'model.layers.0.self_attn.qkv_proj'" + fp8), "", kQ,
+       "W8A8 by config.json: quantization_config.quantized_layers['model.layers.0.self_attn."
+       "qkv_proj'].quant_algo"},
+      {"each expert by its other names",
+       Mixed("'m.experts.0.w1'" + fp8 + ", 'm.experts.0.w2'" + fp8 + ", 'm.experts.0.w3'" + fp8),
+       "", "m.experts",
+       "m.experts.0.gate_proj is W8A8 (config.json: "
+       "quantization_config.quantized_layers['m.experts.0.w1'].quant_algo) but "
+       "m.experts.1.gate_proj is BF16"},
+      {"a list in the wrapper's spelling for its lm_head", Mixed("'language_model.lm_head'" + a16),
+       "", "lm_head", "W4A16 by "},
+      // 1.5: upstream leaves an algorithm that no linear has at 16 bits
+      {"a block codec", Mixed("'lm_head': {'quant_algo': 'iq2_xs'}"), "", "lm_head",
+       "Unsupported: config.json: quantization_config.quantized_layers['lm_head']: quant_algo "
+       "'IQ2_XS' is not supported"},
       {"one key for all experts", Mixed("'model.layers.0.mlp.experts'" + a16), "", kExperts,
        "W4A16 by config.json: quantization_config.quantized_layers['model.layers.0.mlp.experts']"},
       {"one expert alone", Mixed("'model.layers.0.mlp.experts.1.up_proj'" + a16), "", kExperts,
@@ -232,7 +350,8 @@ TEST(Modelopt, ReadsMixedPrecisionFromItsMapAlone) {
        "model.layers.0.mlp.gate", "W8A8 by "},
       {"an unknown algorithm", Mixed("'lm_head': {'quant_algo': 'NVFP3'}"), "", kQ,
        "Unsupported: config.json: quantization_config.quantized_layers['lm_head']: quant_algo "
-       "'NVFP3' is not supported, expected NVFP4, W4A16_NVFP4 or FP8"},
+       "'NVFP3' is not supported, expected NVFP4, W4A16_NVFP4, FP8, FP8_PER_CHANNEL_PER_TOKEN, "
+       "FP8_PB_WO or FP8_BLOCK_SCALES"},
       {"no algorithm", Mixed("'lm_head': {}"), "", kQ, "'quant_algo' is missing"},
       {"an empty map", Mixed(""), "", kQ,
        "CorruptFile: config.json: quantization_config: quant_algo MIXED_PRECISION needs a "
@@ -258,6 +377,16 @@ TEST(Modelopt, ReadsTheOlderFile) {
        "lm_head", "BF16 by hf_quant_config.json: quantization.exclude_modules[3] = 'lm_head'"},
       {"a required field missing", "{}", Legacy("'quant_algo': 'NVFP4', 'group_size': 16"), kQ,
        "CorruptFile: hf_quant_config.json: quantization: 'kv_cache_quant_algo' is missing"},
+      {"another", "{}", Legacy("'quant_algo': 'NVFP4', 'kv_cache_quant_algo': null"), kQ,
+       "'group_size' is missing"},
+      {"the third", "{}",
+       Legacy("'quant_algo': 'W4A16_NVFP4', 'group_size': 16, 'kv_cache_quant_algo': null"), kQ,
+       "'exclude_modules' is missing; an NVFP4 file of this style states group_size"},
+      // 1.2: "Unknown ModelOpt quant algo" upstream
+      {"an unknown algorithm", "{}", Legacy("'quant_algo': 'INT4_AWQ'"), kQ,
+       "Unsupported: hf_quant_config.json: quantization: quant_algo 'INT4_AWQ' is not supported"},
+      {"a missing one", "{}", Legacy("'group_size': 16"), kQ,
+       "CorruptFile: hf_quant_config.json: quantization: 'quant_algo' is missing"},
       {"FP8 requires none", "{}", Legacy("'quant_algo': 'FP8'"), kQ, "W8A8 by "},
       {"mixed", "{}", mixed, "lm_head",
        "W8A8 by hf_quant_config.json: quantization.quantized_layers['lm_head'].quant_algo"},
@@ -277,6 +406,10 @@ TEST(Modelopt, ReadsTheOlderFile) {
        "W4A16 by config.json: quantization_config.quant_algo"},
       {"but not without the map of a mixed one", Flat("'quant_algo': 'MIXED_PRECISION'"), mixed,
        "lm_head", "W8A8 by hf_quant_config.json"},
+      {"nor without its producer", Flat("'quant_algo': 'MIXED_PRECISION'"),
+       "{'producer': {'name': 'x'}, 'quantization': {'quant_algo': 'MIXED_PRECISION', "
+       "'quantized_layers': {'lm_head': {'quant_algo': 'FP8'}}}}",
+       "lm_head", "producer.name is 'x', expected 'modelopt'"},
       {"nor does another label fill in", Flat("'quant_algo': 'MIXED_PRECISION'"),
        Legacy("'quant_algo': 'NVFP4'" + kNulls), kQ, "CorruptFile: config.json"},
   };
@@ -316,6 +449,21 @@ TEST(Modelopt, ReadsTheKvCacheScheme) {
        "fp8 by hf_quant_config.json: quantization.kv_cache_quant_algo"},
       {"as a word in config.json", Flat("'quant_algo': 'NVFP4', 'kv_cache_quant_algo': 'fp8'"), "",
        "fp8 by config.json: quantization_config.kv_cache_quant_algo"},
+      // 1.5: upstream reads one file, and loses it
+      {"only in the older file, beside a map", Mixed("'lm_head': {'quant_algo': 'FP8'}"),
+       Legacy("'quant_algo': 'MIXED_PRECISION', 'kv_cache_quant_algo': 'FP8'"),
+       "fp8 by hf_quant_config.json: quantization.kv_cache_quant_algo"},
+      {"only in config.json, whose map is in the older file",
+       Flat("'quant_algo': 'MIXED_PRECISION', 'kv_cache_scheme': {'type': 'float', 'num_bits': 8}"),
+       Legacy("'quant_algo': 'MIXED_PRECISION', 'quantized_layers': {'a': {'quant_algo': 'FP8'}}"),
+       "fp8 by config.json: quantization_config.kv_cache_scheme"},
+      {"dynamic", with("{'type': 'float', 'num_bits': 8, 'dynamic': true}"), "",
+       "kv_cache_scheme: a KV cache with \"dynamic\" true is not supported, expected false"},
+      {"NVFP4 as a word", "{}", Legacy("'quant_algo': 'FP8', 'kv_cache_quant_algo': 'NVFP4'"),
+       "KV cache scheme \"NVFP4\" is not supported, expected FP8 or null"},
+      // 1.2: upstream takes this for no quantization
+      {"INT8 as a scheme", with("{'type': 'int', 'num_bits': 8}"), "",
+       "a KV cache of type \"int\" with 8 bits is not supported"},
       {"NVFP4", with("{'type': 'float', 'num_bits': 4}"), "",
        "a KV cache of type \"float\" with 4 bits is not supported, expected float with 8"},
       {"INT8", "{}", Legacy("'quant_algo': 'FP8', 'kv_cache_quant_algo': 'INT8'"),

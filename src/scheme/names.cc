@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <utility>
 
 namespace nibble::scheme {
 namespace {
@@ -60,6 +61,24 @@ bool TakesOne(std::string_view pattern, size_t at, char c, size_t* end) {
   return pattern[at] == c;
 }
 
+/// The linear that engines make of this one and its siblings; empty: they make none.
+std::string FusedName(std::string_view name) {
+  const size_t dot = name.rfind('.');
+  if (dot == std::string_view::npos) return {};
+  const std::string_view leaf = name.substr(dot + 1);
+  const std::string parent(name.substr(0, dot + 1));
+  if (leaf == "q_proj" || leaf == "k_proj" || leaf == "v_proj") return parent + "qkv_proj";
+  if (leaf == "gate_proj" || leaf == "up_proj") return parent + "gate_up_proj";
+  return {};
+}
+
+/// The other name of an expert's projection.
+std::string_view AliasOf(std::string_view projection) {
+  if (projection == "gate_proj") return "w1";
+  if (projection == "up_proj") return "w3";
+  return projection == "down_proj" ? "w2" : "";
+}
+
 }  // namespace
 
 Spellings SpellingsOf(std::string_view name) {
@@ -86,7 +105,11 @@ ModuleName ModuleNameOf(std::string_view name) {
   ModuleName result{SpellingsOf(name), {}, {}};
   constexpr std::string_view kExperts = ".experts.";
   const size_t at = name.find(kExperts);
-  if (at == std::string_view::npos) return result;
+  if (at == std::string_view::npos) {
+    const std::string fused = FusedName(name);
+    if (!fused.empty()) result.stack = SpellingsOf(fused);
+    return result;
+  }
   const std::string_view block = name.substr(0, at + kExperts.size() - 1);
   const std::string_view rest = name.substr(at + kExperts.size());
   const size_t digits = std::min(rest.find_first_not_of("0123456789"), rest.size());
@@ -96,6 +119,13 @@ ModuleName ModuleNameOf(std::string_view name) {
   result.stack =
       SpellingsOf(std::string(block).append(".").append(half ? "gate_up_proj" : projection));
   result.block = SpellingsOf(block);
+  const std::string_view alias = AliasOf(projection);
+  if (!alias.empty()) {
+    const std::string_view expert = name.substr(0, name.size() - projection.size());
+    for (std::string& spelling : SpellingsOf(std::string(expert).append(alias))) {
+      result.own.push_back(std::move(spelling));
+    }
+  }
   return result;
 }
 

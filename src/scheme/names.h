@@ -14,11 +14,13 @@ using Spellings = std::vector<std::string>;
 Spellings SpellingsOf(std::string_view name);
 
 /// A module's name as the quantizers' rules look at it. An expert's projection
-/// ("P.experts.7.gate_proj") also lies in a stacked tensor ("P.experts.gate_up_proj") and in its
-/// block ("P.experts"); both are empty for everything else.
+/// ("P.experts.7.gate_proj", or "….w1") also lies in a stacked tensor ("P.experts.gate_up_proj") and
+/// in its block ("P.experts"); a linear that shares its input with others is part of a fused one
+/// ("P.qkv_proj", "P.gate_up_proj"), which only engines have and only a whole name can mean. What
+/// there is not is empty.
 struct ModuleName {
   Spellings own;
-  Spellings stack;
+  Spellings stack;  // or fused
   Spellings block;
 };
 

@@ -2,7 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <string>
+#include <utility>
 
 namespace nibble::scheme {
 namespace {
@@ -118,10 +120,26 @@ constexpr ExpertCase kExperts[] = {
     {"m.experts", "", ""},
     {"m.experts.7", "", ""},
     {"m.experts.gate_up_proj", "", ""},
-    {"m.shared_expert.up_proj", "", ""},
+    {"m.shared_expert.up_proj", "m.shared_expert.gate_up_proj", ""},
+    {"m.self_attn.v_proj", "m.self_attn.qkv_proj", ""},
+    {"m.self_attn.o_proj", "", ""},
+    {"m.linear_attn.in_proj_qkv", "", ""},
+    {"q_proj", "", ""},
 };
 
-TEST(Names, OfExpertsKnowTheirStackAndBlock) {
+TEST(Names, OfExpertsHaveTwoFamilies) {
+  for (const auto& [name, other] : {std::pair("model.experts.3.gate_proj", "model.experts.3.w1"),
+                                    std::pair("model.experts.3.up_proj", "model.experts.3.w3"),
+                                    std::pair("model.experts.3.down_proj", "model.experts.3.w2")}) {
+    const Spellings own = ModuleNameOf(name).own;
+    EXPECT_EQ(own.front(), name);
+    EXPECT_EQ(std::count(own.begin(), own.end(), other), 1) << name;
+    EXPECT_EQ(own.size(), 6u) << name;  // each in three spellings
+  }
+  EXPECT_EQ(ModuleNameOf("model.mlp.up_proj").own.size(), 3u);
+}
+
+TEST(Names, KnowTheirStackAndBlock) {
   for (const ExpertCase& c : kExperts) {
     const ModuleName name = ModuleNameOf(c.name);
     EXPECT_EQ(name.own.front(), c.name);

@@ -56,16 +56,19 @@ Result<Dialect::Answer> QuantConfig::Resolve(std::string_view name, uint64_t* st
     return Dialect::Answer{
         {kBf16Scheme, SourceFormat::kNone, "config.json: no quantization_config"}, false};
   }
-  if (name == "mtp.fc" || name.ends_with(".mtp.fc")) {
-    // Exclude lists forget it, yet no exporter quantizes it.
-    return Dialect::Answer{{kBf16Scheme, SourceFormat::kNone, "mtp.fc is 16-bit in every format"},
-                           true};
-  }
   NIBBLE_TRY(Dialect::Answer answer, parts_.dialect->Resolve(ModuleNameOf(name), steps));
   if (*steps > kMaxPatternSteps) {
     return Err(ErrorCode::kCorruptFile,
                "matching the quantization config's patterns, up to {}, takes more than {} steps",
                name, kMaxPatternSteps);
+  }
+  const bool mtp_fc = name == "mtp.fc" || name.ends_with(".mtp.fc");
+  if (mtp_fc && answer.module.scheme != kBf16Scheme) {
+    // Exclude lists forget it, yet no exporter quantizes it.
+    return Dialect::Answer{{kBf16Scheme, SourceFormat::kNone,
+                            fmt::format("mtp.fc is 16-bit in every format, though {} says {}",
+                                        answer.module.evidence, ShortName(answer.module.scheme))},
+                           true};
   }
   return answer;
 }
