@@ -60,8 +60,10 @@ Result<engine::EngineOptions> ModelOptions::Parse() const {
   return out;
 }
 
-Result<std::unique_ptr<engine::Engine>> OpenEngine(const ModelOptions& options) {
-  NIBBLE_TRY(const engine::EngineOptions engine_options, options.Parse());
+Result<std::unique_ptr<engine::Engine>> OpenEngine(const ModelOptions& options,
+                                                   std::optional<CpuIsa> isa) {
+  NIBBLE_TRY(engine::EngineOptions engine_options, options.Parse());
+  engine_options.isa = isa;
   ProgressBar bar("preparing weights");
   return engine::Engine::Open(options.dir, engine_options, [&](uint64_t done, uint64_t total) {
     bar.Update(done, total, "MB");

@@ -2,6 +2,7 @@
 
 #include <CLI/CLI.hpp>
 #include <functional>
+#include <optional>
 #include <string>
 
 #include "base/json.h"
@@ -27,7 +28,8 @@ struct ModelOptions {
 };
 
 /// Loads with a progress bar on a terminal.
-Result<std::unique_ptr<engine::Engine>> OpenEngine(const ModelOptions& options);
+Result<std::unique_ptr<engine::Engine>> OpenEngine(const ModelOptions& options,
+                                                   std::optional<CpuIsa> isa = {});
 
 /// Token ids separated by commas or white space.
 /// errors  kInvalidArgument naming what is no id

@@ -3,26 +3,42 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <memory>
 
 #include "command.h"
+#include "kernels/cpu/isa.h"
+#include "plan/devices.h"
 
 namespace nibble::app {
 namespace {
 
 constexpr int kCheckFailed = 4;  // the exit code of a check that did not hold
 
-void PrintTable(const std::vector<engine::LayerProof>& proofs) {
-  fmt::print("{:<6} {:<36} {:<9} {:<9} {:>9} {:>9}\n", "layer", "kernel", "declared", "measured",
+struct VerifyOptions {
+  ModelOptions model;
+  std::string device = "cpu";
+};
+
+/// Where it differs from the plan, and in which of the two multiplications.
+std::string Verdict(const engine::LayerProof& p) {
+  if (p.agrees()) return "";
+  return fmt::format("  MISMATCH: w13 {}, w2 {}", NameOf(p.first), NameOf(p.second));
+}
+
+void PrintTable(const DeviceInfo& device, const std::vector<engine::LayerProof>& proofs) {
+  fmt::print("device  {}: {}, {}\n\n", device.name, device.model, NameOf(device.isa));
+  fmt::print("{:<5} {:<32} {:<8} {:<8} {:>8} {:>8}\n", "layer", "kernel", "declared", "measured",
              "distance", "margin");
   for (const engine::LayerProof& p : proofs) {
-    fmt::print("{:<6} {:<36} {:<9} {:<9} {:>9.1e} {:>9.3g}{}\n", p.layer, p.kernel,
-               NameOf(p.declared), NameOf(p.measured), p.distance, p.margin,
-               p.agrees() ? "" : "  MISMATCH");
+    fmt::print("{:<5} {:<32} {:<8} {:<8} {:>8.1e} {:>8.3g}{}\n",
+               p.module.starts_with("mtp.") ? "mtp" : fmt::format("{}", p.layer), p.kernel,
+               NameOf(p.declared), NameOf(p.measured), p.distance, p.margin, Verdict(p));
   }
   const auto agreeing =
       std::count_if(proofs.begin(), proofs.end(), [](const auto& p) { return p.agrees(); });
-  fmt::print("{} of {} layers run the precision that the plan declares\n", agreeing, proofs.size());
+  fmt::print("\n{} of {} layers run the precision that the plan declares\n", agreeing,
+             proofs.size());
 }
 
 Json ProofJson(const engine::LayerProof& p) {
@@ -36,8 +52,20 @@ Json ProofJson(const engine::LayerProof& p) {
                       {"agrees", Json(p.agrees())}};
 }
 
-Result<int> Verify(const ModelOptions& o) {
-  NIBBLE_TRY(const std::unique_ptr<engine::Engine> engine, OpenEngine(o));
+/// "cpu" is what NIBBLE_ISA leaves of this machine; other names are held against all of it.
+Result<CpuIsa> IsaOf(const std::string& name) {
+  NIBBLE_TRY(const CpuIsa chosen, kernels::cpu::ChooseIsa(std::getenv("NIBBLE_ISA")));
+  NIBBLE_TRY(const DeviceInfo device, plan::FindDevice(name, kernels::cpu::DescribeCpu(chosen)));
+  if (device.present) return device.isa;
+  NIBBLE_TRY(const CpuIsa best, kernels::cpu::ChooseIsa(nullptr));
+  NIBBLE_TRY(const DeviceInfo here, plan::FindPresentDevice(name, kernels::cpu::DescribeCpu(best)));
+  return here.isa;
+}
+
+Result<int> Verify(const VerifyOptions& options) {
+  const ModelOptions& o = options.model;
+  NIBBLE_TRY(const CpuIsa isa, IsaOf(options.device));
+  NIBBLE_TRY(const std::unique_ptr<engine::Engine> engine, OpenEngine(o, isa));
   ProgressBar bar("probing layers");
   NIBBLE_TRY(const std::vector<engine::LayerProof> proofs,
              engine::VerifyExperts(engine->checkpoint(), engine->plan(), engine->weights(),
@@ -52,7 +80,7 @@ Result<int> Verify(const ModelOptions& o) {
     for (const engine::LayerProof& p : proofs) layers.push_back(ProofJson(p));
     PrintJson(Json::Object{{"layers", Json(std::move(layers))}, {"agrees", Json(all)}}, 1);
   } else {
-    PrintTable(proofs);
+    PrintTable(engine->plan().device, proofs);
   }
   return all ? 0 : kCheckFailed;
 }
@@ -60,11 +88,14 @@ Result<int> Verify(const ModelOptions& o) {
 }  // namespace
 
 Verb AddVerify(CLI::App& app) {
-  auto o = std::make_shared<ModelOptions>();
-  o->AddTo(app);
+  auto o = std::make_shared<VerifyOptions>();
+  o->model.AddTo(app);
+  app.add_option("--device", o->device,
+                 "probe the kernels of this device, which must be here: cpu, or cpu-avx512, "
+                 "cpu-avx2, cpu-scalar for its lower instruction sets");
   return [o] {
     auto done = Verify(*o);
-    return done ? *done : Fail(done.error(), o->json);
+    return done ? *done : Fail(done.error(), o->model.json);
   };
 }
 

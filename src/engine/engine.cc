@@ -93,7 +93,8 @@ Result<std::unique_ptr<Engine>> Engine::Open(const std::string& dir, const Engin
                                              const weights::Progress& progress) {
   const Stopwatch watch;
   std::unique_ptr<Engine> e(new Engine());
-  NIBBLE_TRY(const CpuIsa isa, kernels::cpu::ChooseIsa(std::getenv("NIBBLE_ISA")));
+  NIBBLE_TRY(const CpuIsa isa, options.isa ? kernels::cpu::ChooseIsa(NameOf(*options.isa).data())
+                                           : kernels::cpu::ChooseIsa(std::getenv("NIBBLE_ISA")));
   NIBBLE_TRY(e->checkpoint_, checkpoint::Checkpoint::Open(dir));
   NIBBLE_TRY(e->plan_,
              plan::MakePlan(e->checkpoint_, kernels::cpu::DescribeCpu(isa), options.wishes));

@@ -17,6 +17,9 @@ constexpr int kMaxProbedExperts = 16;
 constexpr std::array kPrecisions = {Measured::kBf16, Measured::kFp8, Measured::kInt8,
                                     Measured::kFp4};
 
+/// What an activation scale of 1 reaches: 448 * 6.
+constexpr double kNvfp4Amax = 2688;
+
 struct Probe {
   int64_t rows = 0;
   int top_k = 1;
@@ -25,12 +28,17 @@ struct Probe {
   std::vector<float> weights;
 };
 
-/// Half of what calibration saw, where it saw something: input_scale = amax / 2688.
+/// Half of what calibration saw, where it saw something: an input_scale is amax / 2688 for FP4,
+/// amax / 448 for FP8.
 double AmplitudeOf(const PreparedExperts& e) {
-  if (!e.quant.a1_gscale) return 1.0;
-  const float largest_gscale =
-      *std::max_element(e.quant.a1_gscale->begin(), e.quant.a1_gscale->end());
-  return 0.5 * 2688.0 / largest_gscale;
+  if (e.quant.a1_gscale) {
+    return 0.5 * kNvfp4Amax /
+           *std::max_element(e.quant.a1_gscale->begin(), e.quant.a1_gscale->end());
+  }
+  if (e.quant.a1_scale) {
+    return 0.5 * kE4m3Max * *std::min_element(e.quant.a1_scale->begin(), e.quant.a1_scale->end());
+  }
+  return 1.0;
 }
 
 /// One row an expert, one expert a row: what an expert answers is not mixed with another's.
@@ -61,17 +69,53 @@ double AbsMax(std::span<const double> x) {
   return amax;
 }
 
-void RoundRow(Measured precision, std::span<double> row, double gscale) {
+/// How a row would be held in the precisions that have scales.
+struct RowScales {
+  double gscale = 1;                 // FP4
+  std::optional<double> fp8_static;  // FP8; nothing: by amax, over
+  size_t fp8_group = 0;              // so many values, or, 0, over the row
+};
+
+RowScales ScalesOf(const MoeQuantConfig& declared, int expert, int projection,
+                   std::span<const double> row) {
+  const bool first = projection != 2;
+  const size_t at = first ? static_cast<size_t>(expert * declared.w13_shards +
+                                                (declared.w13_shards == 2 ? projection : 0))
+                          : static_cast<size_t>(expert);
+  RowScales scales;
+  // Without a declared scale FP4 gets the one that calibration on the probe would give.
+  scales.gscale = kNvfp4Amax / std::max(AbsMax(row), std::numeric_limits<double>::min());
+  if (declared.a1_gscale) {
+    scales.gscale = first ? (*declared.a1_gscale)[at] : (*declared.a2_gscale)[at];
+  }
+  if (declared.a1_scale) {
+    scales.fp8_static = first ? (*declared.a1_scale)[at] : (*declared.a2_scale)[at];
+    scales.gscale = kNvfp4Amax / (kE4m3Max * *scales.fp8_static);
+  }
+  const auto& activation = declared.scheme.activation;
+  if (activation && activation->dtype == ScalarType::kF8E4M3 && activation->scale.group.col > 0) {
+    scales.fp8_group = static_cast<size_t>(activation->scale.group.col);
+  }
+  return scales;
+}
+
+void RoundToFp8(const RowScales& scales, std::span<double> row) {
+  const size_t group = scales.fp8_group == 0 ? row.size() : scales.fp8_group;
+  for (size_t at = 0; at < row.size(); at += group) {
+    const std::span<double> part = row.subspan(at, std::min(group, row.size() - at));
+    const double scale = scales.fp8_static.value_or(AbsMax(part) / kE4m3Max);
+    if (scale == 0) continue;
+    for (double& v : part) v = DecodeE4m3(EncodeE4m3(v / scale)) * scale;
+  }
+}
+
+void RoundRow(Measured precision, const RowScales& scales, std::span<double> row) {
   switch (precision) {
     case Measured::kBf16:
       for (double& v : row) v = RoundToBf16(static_cast<float>(v));
       return;
-    case Measured::kFp8: {
-      const double scale = AbsMax(row) / kE4m3Max;
-      if (scale == 0) return;
-      for (double& v : row) v = DecodeE4m3(EncodeE4m3(v / scale)) * scale;
-      return;
-    }
+    case Measured::kFp8:
+      return RoundToFp8(scales, row);
     case Measured::kInt8:
       for (size_t at = 0; at < row.size(); at += 32) {
         const std::span<double> block = row.subspan(at, std::min<size_t>(32, row.size() - at));
@@ -84,9 +128,9 @@ void RoundRow(Measured precision, std::span<double> row, double gscale) {
       for (size_t at = 0; at + kNvfp4Group <= row.size(); at += kNvfp4Group) {
         const std::span<double, kNvfp4Group> block(row.data() + at, kNvfp4Group);
         const Nvfp4Block q =
-            QuantizeNvfp4Block<double>(std::span<const double, kNvfp4Group>(block), gscale);
+            QuantizeNvfp4Block<double>(std::span<const double, kNvfp4Group>(block), scales.gscale);
         for (int i = 0; i < kNvfp4Group; ++i)
-          block[i] = static_cast<double>(Nvfp4Product(q.codes[i], q.scale)) / gscale;
+          block[i] = static_cast<double>(Nvfp4Product(q.codes[i], q.scale)) / scales.gscale;
       }
       return;
   }
@@ -118,14 +162,9 @@ std::vector<std::vector<float>> Expected(const PreparedExperts& canonical,
     pool.RunEach(n, [&](int64_t i, int) { unit(i); });
   };
   context.on_expert_input = [&](int expert, int projection, int64_t token, std::span<double> row) {
-    double gscale = 2688.0 / std::max(AbsMax(row), std::numeric_limits<double>::min());
-    if (declared.a1_gscale) {
-      const int shard = declared.w13_shards == 2 ? projection : 0;
-      gscale = projection == 2 ? (*declared.a2_gscale)[expert]
-                               : (*declared.a1_gscale)[expert * declared.w13_shards + shard];
-    }
     const size_t way = static_cast<size_t>(token % ways);
-    RoundRow(projection == 2 ? SecondOf(way) : FirstOf(way), row, gscale);
+    RoundRow(projection == 2 ? SecondOf(way) : FirstOf(way),
+             ScalesOf(declared, expert, projection, row), row);
   };
   const std::vector<float> weights(tokens, 1.0f);
   kernels::reference::Experts(context, canonical, x.data(), tokens, experts.data(), weights.data(),
@@ -175,6 +214,66 @@ double RelativeL2(std::span<const float> a, std::span<const float> b) {
   return std::isnan(relative) ? HUGE_VAL : relative;
 }
 
+/// One layer's experts: as the operators run them, and as the checkpoint holds them.
+struct Subject {
+  int layer = 0;
+  const PreparedExperts* built = nullptr;
+  const PreparedExperts* canonical = nullptr;
+};
+
+/// Of the model's layers and, behind them, of the MTP module that drafts.
+std::vector<Subject> SubjectsOf(const weights::ModelWeights& built,
+                                const weights::ModelWeights& canonical) {
+  std::vector<Subject> out;
+  const auto add = [&](int layer, const weights::LayerWeights& b, const weights::LayerWeights& c) {
+    if (b.is_moe) out.push_back({layer, &b.experts, &c.experts});
+  };
+  const int layers = static_cast<int>(built.layers.size());
+  for (int i = 0; i < layers; ++i) add(i, built.layers[i], canonical.layers[i]);
+  if (built.mtp) add(layers, built.mtp->layer, canonical.mtp->layer);
+  return out;
+}
+
+/// The distance of what the kernel answers to what each way would answer.
+Result<std::array<double, kWays>> Distances(const Subject& subject, kernels::Operators& operators,
+                                            ThreadPool& pool) {
+  const MoeQuantConfig& declared = subject.canonical->quant;
+  PreparedExperts truth = *subject.canonical;
+  truth.quant.scheme.activation.reset();
+  for (auto* scales : {&truth.quant.a1_gscale, &truth.quant.a2_gscale, &truth.quant.a1_scale,
+                       &truth.quant.a2_scale}) {
+    scales->reset();
+  }
+  // The amplitude is the checkpoint's, whatever the kernel was given.
+  const Probe probe = MakeProbe(*subject.canonical);
+  NIBBLE_TRY(const std::vector<float> got, RunKernel(*subject.built, probe, operators));
+  const std::vector<std::vector<float>> expected = Expected(truth, declared, probe, pool);
+  std::array<double, kWays> distances;
+  for (size_t way = 0; way < kWays; ++way) distances[way] = RelativeL2(got, expected[way]);
+  if (subject.built->backend == Backend::kReference) {
+    distances[0] = std::min(distances[0], RelativeL2(got, Unrounded(truth, probe)));
+  }
+  return distances;
+}
+
+LayerProof Judge(const Subject& subject, const std::array<double, kWays>& distances) {
+  const size_t nearest = std::min_element(distances.begin(), distances.end()) - distances.begin();
+  double next = HUGE_VAL;
+  for (size_t way = 0; way < kWays; ++way) {
+    if (LowerOf(way) != LowerOf(nearest)) next = std::min(next, distances[way]);
+  }
+  LayerProof proof;
+  proof.layer = subject.layer;
+  proof.module = subject.built->name;
+  proof.kernel = subject.built->kernel;
+  proof.first = FirstOf(nearest);
+  proof.second = SecondOf(nearest);
+  proof.measured = LowerOf(nearest);
+  proof.distance = distances[nearest];
+  proof.margin = next / std::max(proof.distance, 1e-9);
+  return proof;
+}
+
 }  // namespace
 
 std::string_view NameOf(Measured precision) {
@@ -199,43 +298,13 @@ Result<std::vector<LayerProof>> VerifyExperts(const checkpoint::Checkpoint& chec
                                               kernels::Operators& operators, ThreadPool& pool,
                                               const std::function<void(int, int)>& progress) {
   NIBBLE_TRY(const weights::ModelWeights canonical, weights::CheckWeights(checkpoint, plan));
+  const std::vector<Subject> subjects = SubjectsOf(weights, canonical);
   std::vector<LayerProof> proofs;
-  for (size_t i = 0; i < weights.layers.size(); ++i) {
-    if (!weights.layers[i].is_moe) continue;
-    const PreparedExperts& experts = weights.layers[i].experts;
-    PreparedExperts truth = canonical.layers[i].experts;
-    const MoeQuantConfig declared = truth.quant;
-    truth.quant.a1_gscale.reset();
-    truth.quant.a2_gscale.reset();
-
-    PreparedExperts calibrated = experts;
-    calibrated.quant =
-        declared;  // the amplitude is the checkpoint's, whatever the kernel was given
-    const Probe probe = MakeProbe(calibrated);
-    NIBBLE_TRY(const std::vector<float> got, RunKernel(experts, probe, operators));
-    std::array<double, kWays> distances;
-    const std::vector<std::vector<float>> expected = Expected(truth, declared, probe, pool);
-    for (size_t way = 0; way < kWays; ++way) distances[way] = RelativeL2(got, expected[way]);
-    if (experts.backend == Backend::kReference)
-      distances[0] = std::min(distances[0], RelativeL2(got, Unrounded(truth, probe)));
-
-    const size_t nearest = std::min_element(distances.begin(), distances.end()) - distances.begin();
-    double next = HUGE_VAL;
-    for (size_t way = 0; way < kWays; ++way) {
-      if (LowerOf(way) != LowerOf(nearest)) next = std::min(next, distances[way]);
-    }
-    LayerProof proof;
-    proof.layer = static_cast<int>(i);
-    proof.module = experts.name;
-    proof.kernel = experts.kernel;
-    proof.declared = plan.Find(experts.name).activation_precision();
-    proof.first = FirstOf(nearest);
-    proof.second = SecondOf(nearest);
-    proof.measured = LowerOf(nearest);
-    proof.distance = distances[nearest];
-    proof.margin = next / std::max(proof.distance, 1e-9);
-    proofs.push_back(proof);
-    if (progress) progress(static_cast<int>(i) + 1, static_cast<int>(weights.layers.size()));
+  for (const Subject& subject : subjects) {
+    NIBBLE_TRY(const auto distances, Distances(subject, operators, pool));
+    proofs.push_back(Judge(subject, distances));
+    proofs.back().declared = plan.Find(subject.built->name).activation_precision();
+    if (progress) progress(static_cast<int>(proofs.size()), static_cast<int>(subjects.size()));
   }
   return proofs;
 }

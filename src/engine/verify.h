@@ -18,7 +18,7 @@ std::string_view NameOf(Measured precision);  // "bf16", "fp8", "int8", "fp4"
 
 /// What one layer's expert kernel was seen to do.
 struct LayerProof {
-  int layer = 0;
+  int layer = 0;  // the MTP module's is the number of layers
   std::string_view module, kernel;
   ActivationPrecision declared = ActivationPrecision::kBf16;
   Measured measured = Measured::kBf16;  // the lower of the two multiplications'
@@ -37,9 +37,10 @@ struct LayerProof {
 /// of 0.003a (int8 with a scale a 32 flushes them, and so does FP4); sixteen of 1.0625a (e4m3
 /// rounds them by 6 %). a is half the layer's calibrated amax, or 1. Expected outputs are
 /// REFERENCE's, in double, from the checkpoint's own tensors, for all 16 ways to give the inputs of
-/// the two multiplications one of: bf16, e4m3 with one scale a row, int8 with one scale a 32, NVFP4
-/// under the layer's activation scales (without any: those that calibration on the probe would
-/// give). A shortcut in one multiplication alone is thus found too.
+/// the two multiplications one of: bf16; e4m3 under the layer's static scales, or dynamic ones of
+/// the declared group (a row, where FP8 is not declared); int8 with one scale a 32; NVFP4 under the
+/// layer's activation scales (without any: those that calibration on the probe would give). A
+/// shortcut in one multiplication alone is thus found too.
 ///
 /// `weights` is what `operators` run; it was made by `plan` from `checkpoint`.
 /// errors  those of reading the checkpoint; kOutOfMemory

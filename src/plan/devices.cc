@@ -68,4 +68,20 @@ Result<DeviceInfo> FindDevice(std::string_view name, const DeviceInfo& here) {
              name.substr(0, 64), fmt::join(names, ", "));
 }
 
+Result<DeviceInfo> FindPresentDevice(std::string_view name, const DeviceInfo& here) {
+  NIBBLE_TRY(const DeviceInfo found, FindDevice(name, here));
+  if (found.present) return found;
+  if (found.kind == DeviceKind::kCpu && here.kind == DeviceKind::kCpu && found.isa <= here.isa) {
+    DeviceInfo lowered = here;
+    lowered.isa = found.isa;
+    return lowered;
+  }
+  Error error = Err(ErrorCode::kDevice, "device '{}' ({}) is not in this machine, which has {}: {}",
+                    found.name, found.model, here.name, here.model);
+  if (here.kind == DeviceKind::kCpu) error.what += fmt::format(", {}", NameOf(here.isa));
+  error.hint =
+      fmt::format("nothing can run there; nibble inspect --device {} shows its plan", found.name);
+  return error;
+}
+
 }  // namespace nibble::plan

@@ -25,4 +25,9 @@ std::span<const KnownDevice> KnownDevices();
 /// errors  kInvalidArgument listing the names
 Result<DeviceInfo> FindDevice(std::string_view name, const DeviceInfo& here);
 
+/// The device of a name for work that needs it here: `here`, or, by the name of a lower instruction
+/// set, `here` with that one.
+/// errors  those of FindDevice; kDevice: it is not in this machine, naming what is
+Result<DeviceInfo> FindPresentDevice(std::string_view name, const DeviceInfo& here);
+
 }  // namespace nibble::plan

@@ -78,6 +78,13 @@ Answer Parallel(const CatalogueRow& row, const Need& need, const DeviceInfo&) {
                      need.ep_size);
 }
 
+/// A share of `what` that must be a multiple of `unit` for each of `ranks`; 0: not known.
+Answer Share(int64_t whole, std::string_view what, int ranks, int64_t unit) {
+  if (whole % (unit * ranks) == 0) return {};
+  return fmt::format("{} {} over {} ranks is not supported: needs a multiple of {}", whole, what,
+                     ranks, unit * ranks);
+}
+
 Answer Shape(const CatalogueRow& row, const Need& need, const DeviceInfo&) {
   constexpr int64_t kGroup =
       16;  // a slice of I must keep whole scale groups; what is missing to pad_intermediate is padded
@@ -85,10 +92,14 @@ Answer Shape(const CatalogueRow& row, const Need& need, const DeviceInfo&) {
     return fmt::format("{} hidden dim is not supported: needs a multiple of {}", need.input,
                        row.hidden_multiple);
   }
-  if (need.operation == Operation::kExperts && need.intermediate % (kGroup * need.tp_size) != 0) {
-    return fmt::format("{} intermediate dim over {} ranks is not supported: needs a multiple of {}",
-                       need.intermediate, need.tp_size, kGroup * need.tp_size);
+  if (need.operation == Operation::kExperts) {
+    if (auto no = Share(need.experts, "experts", need.ep_size, 1)) return no;
+    return Share(need.intermediate, "intermediate dim", need.tp_size, kGroup);
   }
+  if (need.operation != Operation::kLinear || need.tp_size == 1) return {};
+  if (need.split == Split::kOutput) return Share(need.output, "output dim", need.tp_size, 1);
+  if (need.split == Split::kInput)
+    return Share(need.input, "input dim", need.tp_size, row.hidden_multiple);
   return {};
 }
 

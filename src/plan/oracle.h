@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "kernels/catalogue.h"
 #include "layout/words.h"
+#include "plan/ranks.h"
 
 namespace nibble::plan {
 
@@ -17,8 +18,12 @@ struct Need {
   QuantScheme scheme;
   Activation activation = Activation::kSilu;
   bool bias = false;
-  int64_t input = 0;         // H of experts, k of a linear; 0: not known, any
-  int64_t intermediate = 0;  // I of experts, whole; 0: not known
+  // Whole shapes, before any rank's share; 0: not known, any.
+  int64_t input = 0;           // H of experts, k of a linear
+  int64_t output = 0;          // n of a linear
+  int64_t intermediate = 0;    // I of experts
+  int64_t experts = 0;         // E
+  Split split = Split::kNone;  // of a linear, where tp_size > 1
   int top_k = 1;
   bool router_weight_on_input = false;
   int tp_size = 1, ep_size = 1;

@@ -30,6 +30,8 @@ Operation OperationOf(ModuleKind kind) {
   return Operation::kGlue;
 }
 
+Ranks RanksOf(const Wishes& wishes) { return {wishes.tp_size, wishes.ep_size}; }
+
 /// What every module of a plan is planned for.
 struct Deployment {
   const checkpoint::ModelConfig& model;
@@ -73,8 +75,9 @@ uint64_t MatrixBytes(const PlannedModule& m, int64_t n, int64_t k) {
   return m.effective.weight ? elements : 2 * elements;
 }
 
-uint64_t PreparedWeightBytes(const PlannedModule& m) {
-  const ModuleSpec& s = m.spec;
+/// Of one rank.
+uint64_t PreparedWeightBytes(const PlannedModule& m, const Deployment& to) {
+  const ModuleSpec s = ShareOf(m.spec, to.model, RanksOf(to.wishes));
   switch (m.kernel->operation) {
     case Operation::kLinear:
       return MatrixBytes(m, s.n, s.k);
@@ -103,12 +106,12 @@ uint64_t WorkspaceBytes(const checkpoint::ModelConfig& c) {
                                    c.vocab);
 }
 
-/// Keys and values of the layers that have a cache, the MTP module's own among them.
-uint64_t KvBytes(const Plan& plan) {
+/// Keys and values of one rank in the layers that have a cache, the MTP module's own among them.
+uint64_t KvBytes(const Plan& plan, const Ranks& ranks) {
   const checkpoint::ModelConfig& c = plan.model;
   const int layers = c.LayersOf(checkpoint::Mixer::kAttention) + (plan.draft_tokens > 0 ? 1 : 0);
   return 2 * BytesOf(plan.kv_dtype) * static_cast<uint64_t>(layers) *
-         static_cast<uint64_t>(plan.context) * static_cast<uint64_t>(c.n_kv_heads) *
+         static_cast<uint64_t>(plan.context) * static_cast<uint64_t>(KvHeadsOf(c, ranks)) *
          static_cast<uint64_t>(c.head_dim);
 }
 
@@ -158,8 +161,11 @@ Need NeedOf(const ModuleSpec& spec, const QuantScheme& scheme, const checkpoint:
   need.bias = spec.has_bias;
   if (need.operation == Operation::kGlue) return need;
   need.input = spec.k;
+  need.output = spec.n;
+  need.split = SplitOf(spec);
   need.tp_size = wishes.tp_size;
   if (need.operation == Operation::kExperts) {
+    need.experts = spec.experts;
     need.intermediate = spec.moe_intermediate;
     need.top_k = model.top_k;
     need.ep_size = wishes.ep_size;
@@ -192,6 +198,47 @@ Result<PlannedModule> PlanModule(const ModuleSpec& spec, scheme::ModuleScheme de
   return m;
 }
 
+/// A backend that was asked for by name and runs nothing: upstream refuses such a name where
+/// experts are in 16 bits (its "moe_backend='…' is not supported for unquantized MoE"); here what
+/// the name cannot serve is left to others, and that must be seen.
+void WarnOfUnbound(const Wishes& wishes, Plan* plan) {
+  const auto runs = [&](Backend backend, auto&& where) {
+    return std::any_of(plan->modules.begin(), plan->modules.end(), [&](const PlannedModule& m) {
+      return m.kernel->backend == backend && where(m);
+    });
+  };
+  const auto warn = [&](std::string_view name, Backend backend, std::string_view why) {
+    plan->warnings.push_back(
+        fmt::format("--moe-backend {}{} binds nothing: {}", name, NameOf(backend), why));
+  };
+  const auto experts = [](const PlannedModule& m) { return m.spec.kind == ModuleKind::kExperts; };
+  const auto first = std::find_if(plan->modules.begin(), plan->modules.end(), experts);
+  if (wishes.any && !wishes.bf16 && first != plan->modules.end() && !runs(*wishes.any, experts)) {
+    warn("", *wishes.any,
+         fmt::format("moe_backend='{}' is not supported for unquantized MoE, which {} runs",
+                     NameOf(*wishes.any), first->kernel->id));
+  }
+  const auto holds = [](std::optional<ScalarType> type) {
+    return [type](const PlannedModule& m) {
+      const auto& key = m.declared.scheme.weight;
+      return key ? key->dtype == type : !type;
+    };
+  };
+  const struct {
+    const char *name, *modules;
+    std::optional<Backend> backend;
+    std::optional<ScalarType> type;
+  } slots[] = {{"nvfp4=", "NVFP4", wishes.nvfp4, ScalarType::kU8},
+               {"fp8=", "FP8", wishes.fp8, ScalarType::kF8E4M3},
+               {"bf16=", "16-bit", wishes.bf16, {}}};
+  for (const auto& slot : slots) {
+    if (!slot.backend || runs(*slot.backend, holds(slot.type))) continue;
+    warn(slot.name, *slot.backend, fmt::format("the checkpoint has no {} module", slot.modules));
+  }
+  if (wishes.draft && plan->draft_tokens == 0)
+    warn("draft=", *wishes.draft, "nothing drafts (--spec mtp:K)");
+}
+
 }  // namespace
 
 ActivationPrecision PlannedModule::activation_precision() const {
@@ -209,16 +256,12 @@ const PlannedModule& Plan::Find(std::string_view name) const {
 
 Result<Plan> MakePlan(const checkpoint::Checkpoint& checkpoint, const DeviceInfo& device,
                       const Wishes& wishes) {
-  if (wishes.tp_size < 1 || wishes.ep_size < 1) {
-    return Err(ErrorCode::kInvalidArgument,
-               "tensor parallel size {} and expert parallel size {}, expected at least 1 each",
-               wishes.tp_size, wishes.ep_size);
-  }
   Plan plan;
   plan.device = device;
   NIBBLE_TRY(plan.model,
              checkpoint::ParseModelConfig(checkpoint.config(), checkpoint.generation_config()));
   plan.model.prefix = checkpoint::ResolvePrefix(plan.model, checkpoint);
+  NIBBLE_CHECK_OK(CheckRanks(plan.model, RanksOf(wishes)));
   NIBBLE_CHECK_OK(PlanSpeculation(wishes, &plan));
   NIBBLE_TRY(const scheme::QuantConfig quant,
              scheme::ReadQuantConfig(checkpoint.config(), checkpoint.hf_quant_config()));
@@ -247,7 +290,7 @@ Result<Plan> MakePlan(const checkpoint::Checkpoint& checkpoint, const DeviceInfo
     for (size_t i = 0; i < specs.size(); ++i) {
       if (OperationOf(specs[i].kind) != operation) continue;
       NIBBLE_TRY(plan.modules[i], PlanModule(specs[i], std::move(schemes[i]), to));
-      plan.memory.weights += PreparedWeightBytes(plan.modules[i]);
+      plan.memory.weights += PreparedWeightBytes(plan.modules[i], to);
       if (operation == Operation::kGlue) plan.glue = plan.modules[i].kernel->backend;
     }
   }
@@ -257,11 +300,13 @@ Result<Plan> MakePlan(const checkpoint::Checkpoint& checkpoint, const DeviceInfo
         "activations are kept in bf16 where the checkpoint says FP4 (--activation-precision bf16)");
   }
 
+  WarnOfUnbound(wishes, &plan);
+
   constexpr int64_t kDefaultContext = 32768;
   plan.context =
       wishes.context > 0 ? wishes.context : std::min(plan.model.max_positions, kDefaultContext);
   PlanKvCache(wishes, quant, &plan);
-  plan.memory.kv = KvBytes(plan);
+  plan.memory.kv = KvBytes(plan, RanksOf(wishes));
   plan.memory.state = StateBytes(plan.model);
   plan.memory.workspace = WorkspaceBytes(plan.model);
   return plan;

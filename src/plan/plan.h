@@ -23,7 +23,7 @@ struct PlannedModule {
   ActivationPrecision activation_precision() const;
 };
 
-/// Bytes that a run will hold.
+/// Bytes that a run will hold, on one rank where several share the model.
 struct MemoryBudget {
   uint64_t weights = 0, kv = 0, workspace = 0;
   uint64_t state = 0;  // of recurrent layers

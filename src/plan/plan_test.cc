@@ -149,9 +149,9 @@ TEST(MakePlan, SaysWhatIsDeclaredWhereAndWhatRuns) {
   // Embedding; per layer 9 of attention and norms, router, experts; norm; lm_head.
   EXPECT_EQ(plan->modules.size(), 1u + 2 * (2 + 4 + 2 + 2) + 2);
   EXPECT_TRUE(plan->warnings.empty()) << plan->warnings[0];
-  // 2 (k, v) * 4 bytes * 2 layers * 4096 tokens * 2 heads * 64.
+  // 2 (k, v) * 2 bytes * 2 layers * 4096 tokens * 2 heads * 64.
   EXPECT_EQ(plan->context, 4096);
-  EXPECT_EQ(plan->memory.kv, 8'388'608u);
+  EXPECT_EQ(plan->memory.kv, 4'194'304u);
 }
 
 // The contract's rule 1: W4A16 with an activation scale beside it is W4A16.
@@ -401,10 +401,11 @@ TEST(MakePlan, RanksReachEveryModule) {
       // Experts alone are spread, and B12X must have them all; linears have none.
       {"sm_121", 1, 2, "sm80_nvfp4_bf16_experts", "sm120_nvfp4_bf16_linear"},
       {"sm_90", 2, 4, "sm90_nvfp4_bf16_experts", "sm90_nvfp4_bf16_linear"},
-      {"sm_90", 8, 1, "sm90_nvfp4_bf16_experts", "sm90_nvfp4_bf16_linear"},
-      {"sm_90", 3, 1, "128 intermediate dim over 3 ranks is not supported: needs a multiple of 48"},
-      {"sm_90", 16, 1,
-       "128 intermediate dim over 16 ranks is not supported: needs a multiple of 256"},
+      // More ranks than key-value heads: those are repeated.
+      {"sm_90", 4, 1, "sm90_nvfp4_bf16_experts", "sm90_nvfp4_bf16_linear"},
+      {"sm_90", 8, 1, "4 query heads cannot be shared by 8 tensor parallel ranks"},
+      {"sm_90", 3, 1, "4 query heads cannot be shared by 3 tensor parallel ranks"},
+      {"sm_90", 1, 3, "8 experts over 3 ranks is not supported: needs a multiple of 3"},
       {"cpu-avx2", 2, 1,
        "CPU: kernel does not support parallel config FusedMoEParallelConfig(tp_size=2, ep_size=1)"},
       {"cpu-avx2", 1, 2,
@@ -424,6 +425,73 @@ TEST(MakePlan, RanksReachEveryModule) {
       ASSERT_FALSE(plan.ok());
       EXPECT_NE(plan.error().what.find(c.experts), std::string::npos) << plan.error().what;
     }
+  }
+}
+
+// 2 layers of q 256x256, k and v 128x256, o 256x256 and 8 experts of 3 times 128x256, and a head of
+// 1024x256, at 9/16 byte a weight; a bf16 cache of 2 heads of 64 and 4096 tokens.
+TEST(MakePlan, MemoryIsThatOfOneRank) {
+  constexpr uint64_t kLinears = 2 * 196608, kExperts = 2 * 786432, kHead = 262144;
+  constexpr uint64_t kKv = 2 * 2 * 2 * 4096 * 2 * 64;
+  const struct {
+    int tp, ep;
+    uint64_t elements, kv;
+  } cases[] = {
+      {1, 1, kLinears + kExperts + kHead, kKv},
+      {2, 1, kLinears / 2 + kExperts / 2 + kHead / 2, kKv / 2},
+      {1, 4, kLinears + kExperts / 4 + kHead, kKv},
+      {2, 4, kLinears / 2 + kExperts / 8 + kHead / 2, kKv / 2},
+      // q, k, v and o one head each, of 64 x 256: the two key-value heads are repeated.
+      {4, 1, 2 * 4 * 64 * 256 + kExperts / 4 + kHead / 4, kKv / 2},
+  };
+  for (const auto& c : cases) {
+    SCOPED_TRACE(testing::Message() << "tp=" << c.tp << " ep=" << c.ep);
+    Wishes wishes;
+    wishes.tp_size = c.tp;
+    wishes.ep_size = c.ep;
+    const auto plan = PlanFor(Algo("W4A16_NVFP4"), Described("sm_90"), wishes);
+    ASSERT_TRUE(plan.ok()) << plan.error().Message();
+    EXPECT_EQ(plan->memory.weights, c.elements * 9 / 16);
+    EXPECT_EQ(plan->memory.kv, c.kv);
+  }
+}
+
+// Upstream refuses such a name (its "moe_backend='…' is not supported for unquantized MoE", U 7):
+// here others run what it cannot, and the plan says so.
+TEST(MakePlan, ANameThatBindsNothingIsWarnedOf) {
+  const struct {
+    std::string fields;
+    const char *device, *backends, *warning;
+  } cases[] = {
+      {"", "sm_121", "b12x",
+       "--moe-backend B12X binds nothing: moe_backend='B12X' is not supported for unquantized MoE, "
+       "which sm80_bf16_bf16_experts runs"},
+      {"", "sm_121", "flashinfer_b12x", "--moe-backend B12X binds nothing: "},
+      {"", "sm_100", "cutlass", "--moe-backend CUTLASS binds nothing: "},
+      {"", "cpu-avx2", "b12x", "which avx2_bf16_bf16_experts runs"},
+      {"", "cpu-avx2", "flashinfer_trtllm", "--moe-backend CUTLASS binds nothing: "},
+      {"", "sm_90", "nvfp4=marlin",
+       "--moe-backend nvfp4=MARLIN binds nothing: the checkpoint has no NVFP4 module"},
+      {"", "sm_90", "fp8=humming", "the checkpoint has no FP8 module"},
+      {kW4A16Mixed, "sm_90", "draft=marlin",
+       "--moe-backend draft=MARLIN binds nothing: nothing drafts"},
+      // What binds is not warned of, nor what the person already gave to another.
+      {"", "sm_90", "marlin", nullptr},
+      {"", "cpu-avx2", "reference", nullptr},
+      {"", "sm_121", "b12x,bf16=marlin", nullptr},
+      {kFp4AndFp8Experts, "sm_121", "b12x", nullptr},
+      {kW4A16Mixed, "sm_121", "nvfp4=b12x,fp8=marlin,bf16=marlin", nullptr},
+  };
+  for (const auto& c : cases) {
+    SCOPED_TRACE(std::string(c.device) + " " + c.backends);
+    const auto plan = PlanFor(c.fields, c.device, c.backends);
+    ASSERT_TRUE(plan.ok()) << plan.error().Message();
+    if (c.warning == nullptr) {
+      EXPECT_TRUE(plan->warnings.empty()) << plan->warnings[0];
+      continue;
+    }
+    ASSERT_EQ(plan->warnings.size(), 1u);
+    EXPECT_NE(plan->warnings[0].find(c.warning), std::string::npos) << plan->warnings[0];
   }
 }
 

@@ -161,6 +161,15 @@ inline const OracleRow kAutoOthers[] = {
     {"P 5, U 3.6", "sm_90", "experts W4A4-token", "auto",
      "~\n  HOPPER: $no quantization scheme $W4A4-token\n",
      "upstream's HUMMING normalises it to the static one: not the declared precision"},
+    {"U 7, P backends", "sm_80", "experts W8A16-channel", "auto", "sm80_fp8_experts"},
+    {"U 7, P backends", "sm_90", "experts W8A16-block", "auto", "sm90_fp8_experts"},
+    {"U 7, P backends", "sm_103", "experts W8A8-channel", "auto", "sm80_fp8_experts"},
+    {"U 7, P backends", "sm_89", "experts W8A8-dynamic", "auto", "sm80_fp8_experts"},
+    {"P backends", "cpu-avx2", "experts W8A8-block", "auto", "avx2_fp8_experts"},
+    {"P backends", "cpu-scalar", "experts W8A8-token", "auto", "scalar_fp8_experts"},
+    {"P backends", "cpu-avx512", "experts W8A16", "auto", "avx512_fp8_experts"},
+    {"P 9", "sm_110", "experts BF16", "auto", "sm80_bf16_bf16_experts"},
+    {"P backends", "here cpu-avx2", "experts BF16", "auto", "avx2_bf16_bf16_experts"},
 };
 
 inline const OracleRow kLinears[] = {
@@ -238,6 +247,23 @@ inline const OracleRow kLinears[] = {
     {"U 3.4", "sm_121", "glue BF16", "b12x",
      "attention backend 'B12X' does not support the deployment configuration.",
      "B12X has no such kernel at all: U 3.4's sentence without a reason"},
+    {"P 9", "sm_86", "linear W8A16", "auto", "sm80_fp8_linear"},
+    {"P 9", "sm_90", "linear W8A16-channel", "auto", "sm90_fp8_linear"},
+    {"P 9", "sm_121", "linear W8A8-token", "marlin", "sm80_fp8_linear"},
+    {"P backends", "sm_80", "linear BF16", "auto", "sm80_bf16_bf16_linear"},
+    {"P backends", "cpu-scalar", "linear W8A8-token", "auto", "scalar_fp8_linear"},
+    {"P backends", "cpu-avx2", "linear W8A16-block", "emulation", "reference_fp8_linear"},
+    {"P 5", "sm_90", "linear W8A8", "cutlass",
+     "FP8 linear backend CUTLASS $since $d $cutlass; $no quantization scheme $W8A8"},
+    {"P 5", "sm_90", "linear W8A8-block", "emulation",
+     "FP8 linear backend REFERENCE $since $d "
+     "$host"},
+    {"P backends", "sm_75", "linear W8A8", "marlin", "FP8 linear backend MARLIN $since $d $marlin"},
+    {"P 5", "sm_90", "linear W8A8-block bias", "humming",
+     "FP8 linear backend HOPPER $since $no "
+     "bias"},
+    {"P 5", "cpu-avx512bf16", "linear BF16", "marlin",
+     "BF16 linear backend 'MARLIN' $since $d $marlin"},
 };
 
 // ---- A backend by name: it, or upstream's sentence with every reason; never another's kernel (U
@@ -273,6 +299,13 @@ inline const OracleRow kMarlin[] = {
     {"P 5, U 3.6", "sm_90", "experts W4A8", "marlin",
      "NvFp4 MoE backend 'MARLIN' $since $no quantization scheme $W4A8",
      "upstream ignores the activation key and would run W4A16"},
+    {"U 7, P backends", "sm_89", "experts W8A8-dynamic", "marlin", "sm80_fp8_experts"},
+    {"U 10 #56832, P backends", "sm_90", "experts BF16", "marlin", "sm80_bf16_bf16_experts",
+     "the draft's BF16 experts, which upstream's MARLIN refuses"},
+    {"P backends", "cpu-avx512bf16", "experts BF16", "marlin",
+     "BF16 MoE backend 'MARLIN' $since $d $marlin"},
+    {"U 3.5", "sm_80", "experts W8A8 H=96", "marlin",
+     "FP8 MoE backend MARLIN $since $no 96 hidden dim is not supported: needs a multiple of 64"},
 };
 
 inline const OracleRow kHopper[] = {
@@ -388,6 +421,14 @@ inline const OracleRow kCutlassRows[] = {
      "NvFp4 MoE backend 'CUTLASS' $since $d $cutlass"},
     {"P backends", "here sm_100", "experts W4A4", "cutlass",
      "NvFp4 MoE backend 'CUTLASS' $since $absent", "", "sm100_nvfp4_nvfp4_experts"},
+    {"U 7, P 5", "sm_100", "experts W8A8-block", "flashinfer_trtllm",
+     "FP8 MoE backend CUTLASS $since $no quantization scheme $W8A8-block",
+     "upstream's TRTLLM has FP8; ours of that role is W4A4 alone"},
+    {"U 7, P 5", "sm_100", "experts BF16", "cutlass",
+     "BF16 MoE backend 'CUTLASS' $since $no quantization scheme $BF16",
+     "upstream: not in the map of unquantized MoE"},
+    {"U 7, P 5", "sm_121", "experts BF16", "flashinfer_cutlass",
+     "BF16 MoE backend 'CUTLASS' $since $d $cutlass; $no quantization scheme $BF16"},
 };
 
 inline const OracleRow kHosts[] = {
@@ -418,6 +459,12 @@ inline const OracleRow kHosts[] = {
      "NvFp4 MoE backend 'CPU' $since $no quantization scheme $W4A8"},
     {"P 5", "cpu-avx2", "experts W4A4-token", "emulation",
      "NvFp4 MoE backend 'REFERENCE' $since $no quantization scheme $W4A4-token"},
+    {"U 7, P 5", "sm_90", "experts W8A8-block", "emulation",
+     "FP8 MoE backend REFERENCE $since $d $host"},
+    {"U 3.5", "cpu-avx512", "experts W8A8 tp=2", "cpu",
+     "FP8 MoE backend CPU $since $no parallel config FusedMoEParallelConfig(tp_size=2, "
+     "ep_size=1)"},
+    {"P backends", "cpu-avx2", "experts W8A8-channel", "emulation", "reference_fp8_experts"},
 };
 
 inline const OracleRow kNames[] = {
@@ -493,6 +540,8 @@ inline const OracleRow kActivationRows[] = {
      "BF16 MoE backend 'CPU' $since $no MoEActivation.GELU activation"},
     {"U 3.5", "sm_90", "linear W4A16 gelu", "auto", "sm90_nvfp4_bf16_linear",
      "a linear has no activation function"},
+    {"U 3.5", "sm_90", "experts W8A8 situ", "humming",
+     "FP8 MoE backend HOPPER $since $no MoEActivation.SITU activation"},
 };
 
 inline const OracleRow kParallelRows[] = {
@@ -530,6 +579,38 @@ inline const OracleRow kParallelRows[] = {
     {"U 3.5", "cpu-avx2", "linear W4A16 tp=2", "cpu",
      "NvFp4 linear backend 'CPU' $since $no parallel config FusedMoEParallelConfig(tp_size=2, "
      "ep_size=1)"},
+    {"U 11 R10", "sm_90", "experts W4A16 ep=4 E=128", "auto", "sm90_nvfp4_bf16_experts",
+     "every rank has as many whole experts"},
+    {"U 11 R10", "sm_90", "experts W8A8 tp=2 ep=8 E=64", "humming", "sm90_fp8_experts"},
+    {"U 11 R10", "sm_90", "experts BF16 ep=2 E=64", "auto", "sm90_bf16_bf16_experts"},
+    {"U 11 R10", "sm_90", "experts W4A16 ep=3 E=128", "humming",
+     "NvFp4 MoE backend 'HOPPER' $since $no 128 experts over 3 ranks is not supported: needs a "
+     "multiple of 3"},
+    {"U 11 R10", "sm_86", "experts W8A16 ep=16 E=8", "marlin",
+     "FP8 MoE backend MARLIN $since $no 8 experts over 16 ranks is not supported: needs a multiple "
+     "of 16"},
+    {"U 11 R10, U 3.5", "sm_100", "experts W4A4 ep=3 E=128", "auto",
+     "No NvFp4 MoE $none"
+     "\n  CUTLASS: $no 128 experts over 3 ranks is not supported: needs a multiple of 3"
+     "\n  B12X: $d $b12x; $no parallel config FusedMoEParallelConfig(tp_size=1, ep_size=3); "
+     "$no 128 experts over 3 ranks is not supported: needs a multiple of 3"
+     "\n  HOPPER: $d $hopper; $no 128 experts over 3 ranks is not supported: needs a multiple of 3"
+     "\n  MARLIN: $no 128 experts over 3 ranks is not supported: needs a multiple of 3"
+     "\n  CPU: $d $host; $no parallel config FusedMoEParallelConfig(tp_size=1, ep_size=3); "
+     "$no 128 experts over 3 ranks is not supported: needs a multiple of 3"
+     "\n  REFERENCE: $d $host; $no parallel config FusedMoEParallelConfig(tp_size=1, ep_size=3); "
+     "$no 128 experts over 3 ranks is not supported: needs a multiple of 3"},
+    {"U 3.6", "sm_90", "linear W4A16 tp=2 N=4096 out", "auto", "sm90_nvfp4_bf16_linear"},
+    {"U 3.6", "sm_90", "linear W8A8 tp=4 in", "auto", "sm90_fp8_linear"},
+    {"U 3.6", "sm_121", "linear W4A16 tp=3 N=1000 padded", "b12x", "sm120_nvfp4_bf16_linear",
+     "a vocabulary is padded to whole shares"},
+    {"U 3.5", "sm_90", "linear BF16 tp=3 N=4096 out", "humming",
+     "BF16 linear backend 'HOPPER' $since $no 4096 output dim over 3 ranks is not supported: needs "
+     "a multiple of 3"},
+    {"U 1.1", "sm_90", "linear W8A8 tp=64 in", "humming",
+     "FP8 linear backend HOPPER $since $no 2048 input dim over 64 ranks is not supported: needs a "
+     "multiple of 4096",
+     "a rank's part of k must keep the kernel's tiles"},
 };
 
 inline const OracleRow kShapeRows[] = {

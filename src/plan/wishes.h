@@ -22,7 +22,7 @@ struct Wishes {
   std::optional<KvDtype> kv_dtype;
   // --spec mtp:K; 0: no speculation.
   int draft_tokens = 0;
-  // Ranks to plan for.
+  // Ranks that share the model: the plan, and its memory, is that of one (plan/ranks.h).
   int tp_size = 1, ep_size = 1;
 };
 
