@@ -43,6 +43,10 @@ void ModelOptions::AddTo(CLI::App& app) {
       ->envname("NIBBLE_MOE_BACKEND");
   app.add_option("--activation-precision", activation_precision,
                  "auto (the checkpoint's own) or bf16 (raise W4A4 to W4A16)");
+  app.add_option("--kv-cache-dtype", kv_cache_dtype,
+                 "auto (what the checkpoint declares), bf16 or fp8");
+  app.add_option("--spec", spec,
+                 "speculation: none, or mtp:K to draft K tokens a step with the MTP module");
   app.add_option("--ctx", context,
                  "tokens of context to reserve (default: the model's own, up to 32768)")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
@@ -57,6 +61,8 @@ Result<engine::EngineOptions> ModelOptions::Parse() const {
   out.wishes.context = context;
   NIBBLE_CHECK_OK(plan::ParseMoeBackend(moe_backend, &out.wishes));
   NIBBLE_CHECK_OK(plan::ParseActivationPrecision(activation_precision, &out.wishes));
+  NIBBLE_CHECK_OK(plan::ParseKvDtype(kv_cache_dtype, &out.wishes));
+  NIBBLE_CHECK_OK(plan::ParseSpeculation(spec, &out.wishes));
   return out;
 }
 
@@ -111,6 +117,25 @@ void PrintJson(const Json& value, int indent) {
   if (indent > 0) style.comma = ",";
   fmt::print("{}\n", WriteJson(value, style));
   std::fflush(stdout);
+}
+
+Json SpeculationJson(const engine::SpeculationStats& stats) {
+  Json::Array rates, accepted;
+  for (double rate : stats.PositionRates()) rates.push_back(Json(rate));
+  for (const auto& round : stats.rounds) accepted.push_back(Json(round.accepted));
+  return Json::Object{{"draft_tokens", Json(stats.draft_tokens)},
+                      {"rounds", Json(static_cast<int64_t>(stats.rounds.size()))},
+                      {"mean_acceptance_length", Json(stats.MeanLength())},
+                      {"draft_acceptance_rate", Json(stats.AcceptanceRate())},
+                      {"position_rates", Json(std::move(rates))},
+                      {"accepted", Json(std::move(accepted))}};
+}
+
+std::string SpeculationText(const engine::SpeculationStats& stats) {
+  std::string rates;
+  for (double rate : stats.PositionRates()) rates += fmt::format(" {:.0f} %", 100 * rate);
+  return fmt::format("mtp:{} | {} rounds | mean acceptance length {:.2f} | accepted by position{}",
+                     stats.draft_tokens, stats.rounds.size(), stats.MeanLength(), rates);
 }
 
 ProgressBar::ProgressBar(std::string label) : label_(std::move(label)), start_(Now()) {}

@@ -18,7 +18,7 @@ using Verb = std::function<int()>;
 /// Options of every verb that loads a model.
 struct ModelOptions {
   std::string dir;
-  std::string moe_backend, activation_precision = "auto";
+  std::string moe_backend, activation_precision = "auto", kv_cache_dtype = "auto", spec;
   int64_t context = 0;
   int threads = 0;
   bool json = false;
@@ -54,6 +54,11 @@ class ProgressBar {
   bool shown_ = false;
   double start_ = 0, last_ = 0;
 };
+
+/// What speculation did: {"draft_tokens", "rounds", "mean_acceptance_length",
+/// "draft_acceptance_rate", "position_rates", "accepted"} and one line for people.
+Json SpeculationJson(const engine::SpeculationStats& stats);
+std::string SpeculationText(const engine::SpeculationStats& stats);
 
 /// Set by Ctrl-C; generation stops at the next token.
 bool Interrupted();

@@ -92,12 +92,15 @@ void Report(const RunOptions& o, const engine::Engine& engine, const engine::Req
         {"decode_tokens_per_s", Json(Rate(decoded, t.decode_seconds))},
         {"bytes_per_token", Json(engine.BytesPerToken())},
     };
-    PrintJson(Json::Object{{"prompt_ids", IdsJson(request.prompt)},
-                           {"ids", IdsJson(c.ids)},
-                           {"text", Json(c.text)},
-                           {"finish_reason", Json(NameOf(c.finish_reason))},
-                           {"seed", Json(request.sampling.seed)},
-                           {"timings", Json(timings)}});
+    Json::Object out = {{"prompt_ids", IdsJson(request.prompt)},
+                        {"ids", IdsJson(c.ids)},
+                        {"text", Json(c.text)},
+                        {"finish_reason", Json(NameOf(c.finish_reason))},
+                        {"seed", Json(request.sampling.seed)},
+                        {"timings", Json(timings)}};
+    if (c.speculation.draft_tokens > 0)
+      out.emplace_back("speculation", SpeculationJson(c.speculation));
+    PrintJson(Json(std::move(out)));
     return;
   }
   fmt::print("\n");
@@ -110,6 +113,7 @@ void Report(const RunOptions& o, const engine::Engine& engine, const engine::Req
              1e3 * t.prompt_seconds, c.ids.size(), Rate(decoded, t.decode_seconds),
              1e-9 * Rate(decoded, t.decode_seconds) * static_cast<double>(engine.BytesPerToken()),
              NameOf(c.finish_reason));
+  if (c.speculation.draft_tokens > 0) fmt::print(stderr, "{}\n", SpeculationText(c.speculation));
 }
 
 Result<int> Run(const RunOptions& o) {

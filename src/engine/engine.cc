@@ -1,82 +1,14 @@
 #include "engine/engine.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdlib>
 
 #include "base/log.h"
+#include "engine/stopwatch.h"
 #include "kernels/cpu/isa.h"
-#include "text/stop_strings.h"
-#include "text/stream_decoder.h"
 
 namespace nibble::engine {
-namespace {
-
-class Stopwatch {
- public:
-  double Seconds() const {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
-  }
-
- private:
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
-};
-
-/// Text on its way out: tokens become characters, characters are watched for stop strings, what is
-/// certain is sent.
-class TextSink {
- public:
-  static Result<TextSink> Make(const text::Tokenizer* tokenizer, const Request& request,
-                               const OnText& on_text) {
-    TextSink sink;
-    if (tokenizer == nullptr) {
-      if (request.stop.empty()) return sink;
-      return Err(ErrorCode::kInvalidArgument,
-                 "stop strings need a tokenizer, and this checkpoint has none");
-    }
-    NIBBLE_TRY(text::StopStrings stops, text::StopStrings::Make(request.stop));
-    sink.decoder_.emplace(*tokenizer, !request.keep_special);
-    sink.stops_.emplace(std::move(stops));
-    sink.on_text_ = &on_text;
-    return sink;
-  }
-
-  enum class State : uint8_t { kGoing, kMatched, kCancelled };
-
-  State Push(int32_t id) {
-    if (!decoder_) return State::kGoing;
-    const text::StopStrings::Output output = stops_->Push(decoder_->Push(id));
-    if (!Send(output.text)) return State::kCancelled;
-    matched_ = output.matched.has_value();
-    return matched_ ? State::kMatched : State::kGoing;
-  }
-
-  std::string Finish() {
-    if (decoder_ && !matched_) {
-      const text::StopStrings::Output last = stops_->Push(decoder_->Finish());
-      Send(last.text);
-      if (!last.matched) Send(stops_->Finish());
-    }
-    return std::move(text_);
-  }
-
- private:
-  bool Send(std::string_view piece) {
-    if (piece.empty()) return true;
-    text_ += piece;
-    return !*on_text_ || (*on_text_)(piece);
-  }
-
-  std::optional<text::StreamDecoder> decoder_;
-  std::optional<text::StopStrings> stops_;
-  const OnText* on_text_ = nullptr;
-  std::string text_;
-  bool matched_ = false;
-};
-
-}  // namespace
-
 std::string_view NameOf(FinishReason reason) {
   switch (reason) {
     case FinishReason::kStop:
@@ -185,64 +117,6 @@ Result<void> Engine::CheckRequest(const Request& request) const {
     return error;
   }
   return {};
-}
-
-Result<void> Engine::Prefill(std::span<const int32_t> prompt, std::span<float> last_logits) {
-  const int64_t n = static_cast<int64_t>(prompt.size());
-  for (int64_t start = 0; start < n; start += plan::kMaxBatchTokens) {
-    const int64_t rows = std::min(plan::kMaxBatchTokens, n - start);
-    const kernels::SequenceRows sequence{0, 0, rows, start};
-    NIBBLE_CHECK_OK(model_->Forward(prompt.subspan(start, rows), {&sequence, 1}));
-    const int64_t last = rows - 1;
-    if (start + rows == n) NIBBLE_CHECK_OK(model_->Logits({&last, 1}, last_logits));
-  }
-  return {};
-}
-
-Result<Completion> Engine::Generate(const Request& request, const OnText& on_text) {
-  NIBBLE_CHECK_OK(CheckRequest(request));
-  const int64_t vocab = plan_.model.vocab, n_prompt = static_cast<int64_t>(request.prompt.size());
-  const int64_t drawable = tokenizer_ ? std::min<int64_t>(tokenizer_->vocab_size(), vocab) : vocab;
-  const int64_t room = plan_.context - n_prompt + 1;  // the last token need not be cached
-  const int64_t max_tokens = request.max_tokens > 0 ? std::min(request.max_tokens, room) : room;
-  Sampler sampler(request.sampling, vocab, drawable, request.prompt);
-  NIBBLE_TRY(TextSink sink, TextSink::Make(tokenizer(), request, on_text));
-
-  Completion out;
-  out.timings.load_seconds = load_seconds_;
-  const Stopwatch prompt_watch;
-  std::vector<float> logits(vocab);
-  NIBBLE_CHECK_OK(Prefill(request.prompt, logits));
-  out.prompt_logits = logits;
-  std::optional<Stopwatch> decode_watch;
-  while (true) {
-    NIBBLE_TRY(const int32_t id, sampler.Next(logits));
-    out.ids.push_back(id);
-    if (!decode_watch) {
-      out.timings.prompt_seconds = prompt_watch.Seconds();
-      decode_watch.emplace();
-    }
-    const std::vector<int32_t>& eos = plan_.model.eos_ids;
-    if (!request.ignore_eos && std::find(eos.begin(), eos.end(), id) != eos.end()) {
-      out.finish_reason = FinishReason::kStop;
-      break;
-    }
-    const TextSink::State state = sink.Push(id);
-    if (state != TextSink::State::kGoing) {
-      out.finish_reason =
-          state == TextSink::State::kMatched ? FinishReason::kStop : FinishReason::kCancelled;
-      break;
-    }
-    if (static_cast<int64_t>(out.ids.size()) == max_tokens) break;
-    const kernels::SequenceRows sequence{0, 0, 1,
-                                         n_prompt + static_cast<int64_t>(out.ids.size()) - 1};
-    NIBBLE_CHECK_OK(model_->Forward({&id, 1}, {&sequence, 1}));
-    const int64_t row = 0;
-    NIBBLE_CHECK_OK(model_->Logits({&row, 1}, logits));
-  }
-  out.timings.decode_seconds = decode_watch->Seconds();
-  out.text = sink.Finish();
-  return out;
 }
 
 Result<double> Engine::NegativeLogLikelihood(std::span<const int32_t> tokens, int64_t windows,

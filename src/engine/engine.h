@@ -11,6 +11,7 @@
 #include "base/thread_pool.h"
 #include "checkpoint/checkpoint.h"
 #include "engine/sampler.h"
+#include "engine/speculation.h"
 #include "kernels/host_operators.h"
 #include "model/qwen_moe.h"
 #include "plan/plan.h"
@@ -51,6 +52,7 @@ struct Completion {
   FinishReason finish_reason = FinishReason::kLength;
   std::vector<float> prompt_logits;  // [vocab], of the prompt's last position
   Timings timings;
+  SpeculationStats speculation;  // draft_tokens 0: there was none
 };
 
 /// What a generation tells while it runs. Return false to stop it.
@@ -98,7 +100,6 @@ class Engine {
  private:
   Engine() = default;
   Result<void> CheckRequest(const Request& request) const;
-  Result<void> Prefill(std::span<const int32_t> prompt, std::span<float> last_logits);
 
   checkpoint::Checkpoint checkpoint_;
   plan::Plan plan_;

@@ -40,6 +40,7 @@ class Sampler {
   /// shapes  logits [vocab]
   /// errors  kInternal: a logit is NaN (the model's weights or state are broken)
   Result<int32_t> Next(std::span<float> logits);
+  int64_t drawable() const { return drawable_; }
 
  private:
   void Penalize(std::span<float> logits) const;

@@ -1,0 +1,237 @@
+#include <algorithm>
+#include <optional>
+
+#include "engine/engine.h"
+#include "engine/stopwatch.h"
+#include "text/stop_strings.h"
+#include "text/stream_decoder.h"
+
+namespace nibble::engine {
+namespace {
+
+/// Text on its way out: tokens become characters, characters are watched for stop strings, what is
+/// certain is sent.
+class TextSink {
+ public:
+  static Result<TextSink> Make(const text::Tokenizer* tokenizer, const Request& request,
+                               const OnText& on_text) {
+    TextSink sink;
+    if (tokenizer == nullptr) {
+      if (request.stop.empty()) return sink;
+      return Err(ErrorCode::kInvalidArgument,
+                 "stop strings need a tokenizer, and this checkpoint has none");
+    }
+    NIBBLE_TRY(text::StopStrings stops, text::StopStrings::Make(request.stop));
+    sink.decoder_.emplace(*tokenizer, !request.keep_special);
+    sink.stops_.emplace(std::move(stops));
+    sink.on_text_ = &on_text;
+    return sink;
+  }
+
+  enum class State : uint8_t { kGoing, kMatched, kCancelled };
+
+  State Push(int32_t id) {
+    if (!decoder_) return State::kGoing;
+    const text::StopStrings::Output output = stops_->Push(decoder_->Push(id));
+    if (!Send(output.text)) return State::kCancelled;
+    matched_ = output.matched.has_value();
+    return matched_ ? State::kMatched : State::kGoing;
+  }
+
+  std::string Finish() {
+    if (decoder_ && !matched_) {
+      const text::StopStrings::Output last = stops_->Push(decoder_->Finish());
+      Send(last.text);
+      if (!last.matched) Send(stops_->Finish());
+    }
+    return std::move(text_);
+  }
+
+ private:
+  bool Send(std::string_view piece) {
+    if (piece.empty()) return true;
+    text_ += piece;
+    return !*on_text_ || (*on_text_)(piece);
+  }
+
+  std::optional<text::StreamDecoder> decoder_;
+  std::optional<text::StopStrings> stops_;
+  const OnText* on_text_ = nullptr;
+  std::string text_;
+  bool matched_ = false;
+};
+
+/// One completion on its way: what was drawn, and what the model's slot holds of it.
+///
+/// With speculation a round runs the last token and K drafts, tentatively. Each row's token is drawn
+/// as if it were the only one; a draft is accepted where it is the very token that was drawn. The
+/// drawn tokens are therefore those of a run without drafts, for greedy and for sampled runs alike,
+/// and a draft of probability p is accepted with probability p, which is the most that any rule can
+/// accept (Leviathan, Kalman, Matias 2023, arXiv 2211.17192, with a deterministic draft).
+class Generation {
+ public:
+  Generation(Engine& engine, const Request& request, int64_t max_tokens, Sampler sampler,
+             TextSink sink)
+      : model_(engine.model()),
+        request_(request),
+        eos_(engine.plan().model.eos_ids),
+        max_tokens_(max_tokens),
+        draft_tokens_(engine.plan().draft_tokens),
+        vocab_(engine.plan().model.vocab),
+        sampler_(std::move(sampler)),
+        sink_(std::move(sink)),
+        logits_(vocab_ * (draft_tokens_ + 1)) {
+    out_.speculation.draft_tokens = draft_tokens_;
+  }
+
+  Result<Completion> Run() {
+    const Stopwatch prompt_watch;
+    NIBBLE_CHECK_OK(Prefill());
+    out_.timings.prompt_seconds = prompt_watch.Seconds();
+    const Stopwatch decode_watch;
+    while (!done_) NIBBLE_CHECK_OK(Round());
+    out_.timings.decode_seconds = decode_watch.Seconds();
+    out_.text = sink_.Finish();
+    return std::move(out_);
+  }
+
+ private:
+  /// Runs the prompt and draws the first token; the MTP module follows over every position, each
+  /// with the token that comes next.
+  Result<void> Prefill() {
+    const std::span<const int32_t> prompt(request_.prompt);
+    const int64_t n = static_cast<int64_t>(prompt.size());
+    for (int64_t start = 0; start < n; start += plan::kMaxBatchTokens) {
+      const int64_t rows = std::min(plan::kMaxBatchTokens, n - start), last = rows - 1;
+      const kernels::SequenceRows sequence{0, 0, rows, start};
+      NIBBLE_CHECK_OK(model_.Forward(prompt.subspan(start, rows), {&sequence, 1}));
+      const bool final = start + rows == n;
+      if (final) {
+        const std::span<float> logits(logits_.data(), vocab_);
+        NIBBLE_CHECK_OK(model_.Logits({&last, 1}, logits));
+        out_.prompt_logits.assign(logits.begin(), logits.end());
+        NIBBLE_CHECK_OK(DrawFrom(0));
+      }
+      if (draft_tokens_ == 0 || done_) continue;
+      std::vector<int32_t> next(prompt.begin() + start + 1,
+                                prompt.begin() + std::min(start + rows + 1, n));
+      if (final) next.push_back(out_.ids.back());
+      NIBBLE_CHECK_OK(model_.Draft(next, {&sequence, 1}));
+      if (final) NIBBLE_CHECK_OK(DraftAfter(last, n - 1));
+    }
+    position_ = n;
+    return {};
+  }
+
+  /// The last token and its drafts through the model; draws, and drafts anew.
+  Result<void> Round() {
+    std::vector<int32_t> ids = {out_.ids.back()};
+    const int64_t room = model_.context() - 1 - position_;
+    const int64_t wanted = max_tokens_ - static_cast<int64_t>(out_.ids.size()) - 1;
+    const auto drafted = std::min<size_t>(drafts_.size(), std::min(room, wanted));
+    ids.insert(ids.end(), drafts_.begin(), drafts_.begin() + drafted);
+    const auto rows = static_cast<int64_t>(ids.size());
+    kernels::SequenceRows sequence{0, 0, rows, position_, draft_tokens_ > 0};
+    NIBBLE_CHECK_OK(model_.Forward(ids, {&sequence, 1}));
+    std::vector<int64_t> all(rows);
+    for (int64_t i = 0; i < rows; ++i) all[i] = i;
+    NIBBLE_CHECK_OK(model_.Logits(all, std::span(logits_).first(rows * vocab_)));
+
+    int64_t accepted = 0;
+    while (true) {
+      NIBBLE_CHECK_OK(DrawFrom(accepted));
+      const bool right =
+          accepted + 1 < rows && out_.ids.back() == ids[static_cast<size_t>(accepted) + 1];
+      accepted += right;
+      if (done_ || !right) break;
+    }
+    if (draft_tokens_ > 0) {
+      out_.speculation.rounds.push_back({static_cast<int>(drafted), static_cast<int>(accepted)});
+      model_.Keep(0, accepted + 1);
+    }
+    if (!done_ && draft_tokens_ > 0) {
+      // The hidden states of the rows that stay, each with the token that came after it.
+      std::vector<int32_t> next(ids.begin() + 1, ids.begin() + 1 + accepted);
+      next.push_back(out_.ids.back());
+      sequence.n_rows = accepted + 1;
+      NIBBLE_CHECK_OK(model_.Draft(next, {&sequence, 1}));
+      NIBBLE_CHECK_OK(DraftAfter(accepted, position_ + accepted));
+    }
+    position_ += accepted + 1;
+    return {};
+  }
+
+  /// Drafts from row `row` of the Draft that has just run, at `position` there, and goes on from
+  /// each draft to the next.
+  Result<void> DraftAfter(int64_t row, int64_t position) {
+    drafts_.clear();
+    std::span<float> logits(logits_.data(), vocab_);
+    for (int i = 0; i < draft_tokens_; ++i) {
+      if (i > 0) {
+        if (++position >= model_.context()) break;
+        const kernels::SequenceRows sequence{0, 0, 1, position};
+        NIBBLE_CHECK_OK(model_.Draft({&drafts_.back(), 1}, {&sequence, 1}));
+      }
+      NIBBLE_CHECK_OK(model_.Logits({&row, 1}, logits));
+      drafts_.push_back(ArgMax(logits.first(sampler_.drawable())));
+      model_.GoOnFrom(row);
+      row = 0;
+    }
+    return {};
+  }
+
+  /// Draws a token from row `row` of the logits, commits it, and sees whether it is the last.
+  Result<void> DrawFrom(int64_t row) {
+    NIBBLE_TRY(const int32_t id, sampler_.Next(std::span(logits_).subspan(row * vocab_, vocab_)));
+    out_.ids.push_back(id);
+    done_ = true;
+    if (!request_.ignore_eos && std::find(eos_.begin(), eos_.end(), id) != eos_.end()) {
+      out_.finish_reason = FinishReason::kStop;
+      return {};
+    }
+    switch (sink_.Push(id)) {
+      case TextSink::State::kMatched:
+        out_.finish_reason = FinishReason::kStop;
+        return {};
+      case TextSink::State::kCancelled:
+        out_.finish_reason = FinishReason::kCancelled;
+        return {};
+      case TextSink::State::kGoing:
+        break;
+    }
+    done_ = static_cast<int64_t>(out_.ids.size()) == max_tokens_;
+    return {};
+  }
+
+  model::QwenMoe& model_;
+  const Request& request_;
+  const std::vector<int32_t>& eos_;
+  const int64_t max_tokens_;
+  const int draft_tokens_;
+  const int64_t vocab_;
+  Sampler sampler_;
+  TextSink sink_;
+  std::vector<float> logits_;  // [K + 1, vocab]
+  std::vector<int32_t> drafts_;
+  int64_t position_ = 0;  // of the last drawn token
+  bool done_ = false;
+  Completion out_;
+};
+
+}  // namespace
+
+Result<Completion> Engine::Generate(const Request& request, const OnText& on_text) {
+  NIBBLE_CHECK_OK(CheckRequest(request));
+  const int64_t vocab = plan_.model.vocab, n_prompt = static_cast<int64_t>(request.prompt.size());
+  const int64_t drawable = tokenizer_ ? std::min<int64_t>(tokenizer_->vocab_size(), vocab) : vocab;
+  const int64_t room = plan_.context - n_prompt + 1;  // the last token need not be cached
+  const int64_t max_tokens = request.max_tokens > 0 ? std::min(request.max_tokens, room) : room;
+  Sampler sampler(request.sampling, vocab, drawable, request.prompt);
+  NIBBLE_TRY(TextSink sink, TextSink::Make(tokenizer(), request, on_text));
+  Generation generation(*this, request, max_tokens, std::move(sampler), std::move(sink));
+  NIBBLE_TRY(Completion out, generation.Run());
+  out.timings.load_seconds = load_seconds_;
+  return out;
+}
+
+}  // namespace nibble::engine

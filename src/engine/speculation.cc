@@ -1,0 +1,34 @@
+#include "engine/speculation.h"
+
+namespace nibble::engine {
+
+double SpeculationStats::MeanLength() const {
+  if (rounds.empty()) return 0;
+  double tokens = 0;
+  for (const Round& r : rounds) tokens += 1 + r.accepted;
+  return tokens / static_cast<double>(rounds.size());
+}
+
+double SpeculationStats::AcceptanceRate() const {
+  double drafted = 0, accepted = 0;
+  for (const Round& r : rounds) {
+    drafted += r.drafted;
+    accepted += r.accepted;
+  }
+  return drafted > 0 ? accepted / drafted : 0;
+}
+
+std::vector<double> SpeculationStats::PositionRates() const {
+  std::vector<double> rates;
+  for (int i = 0; i < draft_tokens; ++i) {
+    double drafted = 0, accepted = 0;
+    for (const Round& r : rounds) {
+      drafted += r.drafted > i;
+      accepted += r.accepted > i;
+    }
+    rates.push_back(drafted > 0 ? accepted / drafted : 0);
+  }
+  return rates;
+}
+
+}  // namespace nibble::engine

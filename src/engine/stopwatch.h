@@ -1,0 +1,18 @@
+#pragma once
+
+#include <chrono>
+
+namespace nibble::engine {
+
+/// Seconds since it was made.
+class Stopwatch {
+ public:
+  double Seconds() const {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+}  // namespace nibble::engine
