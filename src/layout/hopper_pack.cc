@@ -52,6 +52,17 @@ void PackHopperW13(const CanonicalNvfp4& gate, const CanonicalNvfp4& up, std::sp
       [&](int64_t tile, int g, int64_t k) { return GroupAt(up, HopperFeature(tile, g), k); });
 }
 
+void PackHopperW1(const CanonicalNvfp4& up, std::span<std::byte> out) {
+  PackTiles(
+      HopperW1Layout(up.k, up.n), out,
+      [&](int64_t tile, int g, int64_t k) {
+        return GroupAt(up, HopperUngatedFeature(tile, 0, g), k);
+      },
+      [&](int64_t tile, int g, int64_t k) {
+        return GroupAt(up, HopperUngatedFeature(tile, 1, g), k);
+      });
+}
+
 void PackHopperW2(const CanonicalNvfp4& down, std::span<std::byte> out) {
   PackTiles(
       HopperW2Layout(down.n, down.k), out,

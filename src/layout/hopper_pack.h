@@ -15,6 +15,9 @@ namespace nibble {
 /// global scales stay outside. Shapes that differ between gate and up are our own bug.
 void PackHopperW13(const CanonicalNvfp4& gate, const CanonicalNvfp4& up, std::span<std::byte> out);
 
+/// Up of one expert without a gate, [I, H], into `out` of HopperW1Layout(H, I).bytes() bytes.
+void PackHopperW1(const CanonicalNvfp4& up, std::span<std::byte> out);
+
 /// Down of one expert, [H, I], into `out` of HopperW2Layout(H, I).bytes() bytes.
 void PackHopperW2(const CanonicalNvfp4& down, std::span<std::byte> out);
 

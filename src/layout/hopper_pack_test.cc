@@ -82,7 +82,9 @@ TEST(HopperPack, EveryWeightIsWhereTheKernelsLookAndExact) {
     const Matrix down = RandomMatrix(s.hidden, s.intermediate, 3);
     const HopperLayout l13 = HopperW13Layout(s.hidden, s.intermediate);
     const HopperLayout l2 = HopperW2Layout(s.hidden, s.intermediate);
-    std::vector<std::byte> w13(l13.bytes()), w2(l2.bytes());
+    const HopperLayout l1 = HopperW1Layout(s.hidden, s.intermediate);
+    std::vector<std::byte> w13(l13.bytes()), w2(l2.bytes()), w1(l1.bytes());
+    PackHopperW1(up.view, w1);
     PackHopperW13(gate.view, up.view, w13);
     PackHopperW2(down.view, w2);
 
@@ -111,6 +113,14 @@ TEST(HopperPack, EveryWeightIsWhereTheKernelsLookAndExact) {
           if (row < s.intermediate && k < s.hidden)
             ++seen13[(half * s.intermediate + row) * s.hidden + k];
         });
+    std::vector<int> seen1(s.intermediate * s.hidden);
+    check(
+        l1, w1, [](int64_t tile, int half, int g) { return HopperUngatedFeature(tile, half, g); },
+        [&](int, int64_t row, int64_t k) { return ValueAt(up.view, row, k); },
+        [&](int, int64_t row, int64_t k) {
+          if (row < s.intermediate && k < s.hidden) ++seen1[row * s.hidden + k];
+        });
+    EXPECT_EQ(seen1, std::vector<int>(seen1.size(), 1));
     check(
         l2, w2, [](int64_t tile, int half, int g) { return HopperOutputRow(tile, half, g); },
         [&](int, int64_t row, int64_t k) { return ValueAt(down.view, row, k); },
@@ -136,6 +146,17 @@ TEST(HopperPack, EveryScaleAndCodeIsExact) {
         EXPECT_EQ(ElementOf(tile, 0, 0, 0, i), Nvfp4Product(c, static_cast<uint8_t>(scale)));
         EXPECT_EQ(ElementOf(tile, 0, 0, 1, i), DecodeE2m1(15 - c));
       }
+    }
+  }
+}
+
+// What lets a kernel quantize h where it makes it.
+TEST(HopperPack, AnNvfp4BlockOfTheIntermediateIsTwoTilesOrOne) {
+  for (int tile = 0; tile < 32; ++tile) {
+    for (int g = 0; g < 8; ++g) {
+      EXPECT_EQ(HopperFeature(tile, g) / 16, tile / 2);
+      EXPECT_EQ(HopperUngatedFeature(tile, 0, g) / 16, tile);
+      EXPECT_EQ(HopperUngatedFeature(tile, 1, g) / 16, tile);
     }
   }
 }

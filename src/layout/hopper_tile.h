@@ -31,11 +31,12 @@ namespace nibble {
 // streams is a run of k blocks of one row block; the prefill kernel fetches 256 rows of one k block
 // with a tensor map. Rows and k are padded with zero codes.
 //
-// Row order. The rows are permuted so that the prefill kernel's epilogue, which transposes 8x8
-// pieces in registers, stores long runs.
+// Row order. Within 8 rows a tile has features 0, 1, 4, 5, 2, 3, 6, 7 (HopperInEight), so that the
+// kernels' epilogues, which exchange pieces between lanes, store long runs.
 //   w13: gate and up of one feature are rows g and g + 8 of a tile, so the activation function
-//   needs
-//        no exchange. 8 tiles hold 64 features.
+//        needs no exchange. Two tiles hold 16 consecutive features, one block of an NVFP4 h; 8
+//        tiles hold 64.
+//   w1:  up alone, for activation functions without a gate: a tile holds 16 consecutive features.
 //   w2:  2 tiles hold 32 rows.
 
 inline constexpr int kHopperTileRows = 16;
@@ -63,16 +64,26 @@ constexpr HopperLayout HopperW13Layout(int64_t hidden, int64_t intermediate) {
   return {(intermediate + 63) / 64 * 8, (hidden + 63) / 64, 2};
 }
 
+/// Up of one expert without a gate: [I, H], features padded to 64 and k to 64.
+constexpr HopperLayout HopperW1Layout(int64_t hidden, int64_t intermediate) {
+  return {(intermediate + 63) / 64 * 4, (hidden + 63) / 64, 2};
+}
+
 /// Down of one expert: [H, I], rows padded to 32 and k to 64. A decode CTA owns one row block, so
 /// the block is as large as brings the number of blocks to about that of multiprocessors.
 constexpr HopperLayout HopperW2Layout(int64_t hidden, int64_t intermediate) {
   return {(hidden + 31) / 32 * 2, (intermediate + 63) / 64, hidden <= 2048 ? 1 : 2};
 }
 
+/// Which of 8 features row g of a tile has.
+constexpr int HopperInEight(int g) { return g / 2 % 2 * 4 + g / 4 * 2 + g % 2; }
+
 /// The feature whose gate is row g, and whose up is row g + 8, of a w13 tile.
-constexpr int64_t HopperFeature(int64_t tile, int g) {
-  const int w = static_cast<int>(tile % 8) / 2, m = static_cast<int>(tile % 2), a = g / 2;
-  return tile / 8 * 64 + 32 * (a % 2) + 16 * m + 4 * w + 2 * (a / 2) + g % 2;
+constexpr int64_t HopperFeature(int64_t tile, int g) { return 8 * tile + HopperInEight(g); }
+
+/// The feature of row g + 8 * half of a w1 tile.
+constexpr int64_t HopperUngatedFeature(int64_t tile, int half, int g) {
+  return 16 * tile + 8 * half + HopperInEight(g);
 }
 
 /// The output row that row g + 8 * half of a w2 tile computes.

@@ -35,13 +35,13 @@ __global__ void RandomScales(uint8_t* scales, size_t n, uint64_t seed) {
   }
 }
 
-__global__ void RandomActivations(__nv_bfloat16* x, size_t n, uint64_t seed) {
+__global__ void RandomActivations(__nv_bfloat16* x, size_t n, uint64_t seed, float factor) {
   for (size_t i = blockIdx.x * size_t{blockDim.x} + threadIdx.x; i < n;
        i += size_t{gridDim.x} * blockDim.x) {
     const uint32_t a = Hash(seed * 77777 + 2 * i), b = Hash(seed * 77777 + 2 * i + 1);
     float v = (static_cast<float>(a) + static_cast<float>(b)) * (2.45f / 4294967296.0f) - 2.45f;
     if ((a ^ b) % 512 == 0) v *= 20;
-    x[i] = __float2bfloat16(v);
+    x[i] = __float2bfloat16(v * factor);
   }
 }
 
@@ -66,40 +66,65 @@ __device__ double WarpSum(double v) {
   return v;
 }
 
-// One warp a (token, k, feature): the activation between the GEMMs and what it may be off by.
-__global__ void ReferenceHidden(CanonicalExperts e, cuda::Sm90MoeParams p, const int32_t* tokens,
-                                int count, double* out) {
+/// A value and what a kernel's may differ from it by.
+struct Approximate {
+  double value, off;
+};
+
+/// act(gate, up). Silu and its kin rise by at most 1.1 times their argument, whatever alpha; __expf
+/// and the fast division are within a few ulp for these arguments.
+__device__ Approximate ActivateExactly(const cuda::Sm90MoeParams& p, Approximate gate,
+                                       Approximate up) {
+  const double limit = p.limit;
+  up.value = fmax(fmin(up.value, limit), -limit);
+  if (!p.shape.gated()) {
+    const double v = fmax(up.value, 0.0), h = v * v;
+    return {h, (2 * v + up.off) * up.off + h * kRoundFp32};
+  }
+  gate.value = fmin(gate.value, limit);
+  const bool silu = p.shape.activation == cuda::Sm90Activation::kSilu;
+  const double alpha = silu ? 1.0 : p.alpha, beta = silu ? 0.0 : p.beta;
+  const double g = gate.value / (1 + exp(-alpha * gate.value)), u = up.value + beta;
+  const double g_off = 1.1 * gate.off + fabs(g) * 16 * kRoundFp32;
+  const double u_off = up.off + fabs(u) * kRoundFp32;
+  return {g * u, g_off * (fabs(u) + u_off) + fabs(g) * u_off};
+}
+
+// One warp a (token, k, feature): the activation between the GEMMs.
+__global__ void HiddenKernel(CanonicalExperts e, cuda::Sm90MoeParams p, const int32_t* tokens,
+                             int count, const double* inputs, double* out) {
   const int lane = threadIdx.x % 32, features = e.shape.intermediate, hidden = e.shape.hidden;
   const size_t warp = (blockIdx.x * size_t{blockDim.x} + threadIdx.x) / 32;
   if (warp >= size_t(count) * e.shape.top_k * features) return;
-  const int feature = warp % features;
+  const int feature = warp % features, shards = p.shape.shards();
   const size_t slot = warp / features;
   const int token = tokens[slot / e.shape.top_k];
   const int expert = p.ids[token * e.shape.top_k + slot % e.shape.top_k];
   if (expert < 0 || expert >= e.shape.experts) return;
   const size_t row = size_t(expert) * features + feature;
-  const __nv_bfloat16* x = reinterpret_cast<const __nv_bfloat16*>(p.x) + size_t(token) * hidden;
-  double gate = 0, up = 0, gate_sum = 0, up_sum = 0;
-  for (int k = lane; k < hidden; k += 32) {
-    const double v = __bfloat162float(x[k]);
-    const double g = v * WeightAt(e.gate_codes, e.gate_scales, row, k, hidden);
-    const double u = v * WeightAt(e.up_codes, e.up_scales, row, k, hidden);
-    gate += g, up += u, gate_sum += fabs(g), up_sum += fabs(u);
+  Approximate parts[2] = {};  // gate, up
+  for (int i = 2 - shards; i < 2; ++i) {
+    const int shard = i - (2 - shards);
+    const uint8_t* codes = i ? e.up_codes : e.gate_codes;
+    const uint8_t* scales = i ? e.up_scales : e.gate_scales;
+    const double* x = inputs + (slot * shards + shard) * hidden;
+    double sum = 0, magnitude = 0;
+    for (int k = lane; k < hidden; k += 32) {
+      const double v = x[k] * WeightAt(codes, scales, row, k, hidden);
+      sum += v, magnitude += fabs(v);
+    }
+    const double global = p.g1[expert * shards + shard];
+    const double bias = p.b13 ? p.b13[(size_t(expert) * shards + shard) * features + feature] : 0.0;
+    parts[i].value = WarpSum(sum) * global + bias;
+    parts[i].off =
+        WarpSum(magnitude) * global * kRoundFp32 * (hidden + 8) + fabs(bias) * kRoundFp32;
   }
-  const double gs = p.g1[2 * expert], us = p.g1[2 * expert + 1];
-  gate = WarpSum(gate) * gs, up = WarpSum(up) * us;
-  const double rounding = kRoundFp32 * (hidden + 8);
-  const double gate_off = WarpSum(gate_sum) * gs * rounding,
-               up_off = WarpSum(up_sum) * us * rounding;
-  const double silu = gate / (1 + exp(-gate)), h = silu * up;
-  // |silu'| <= 1.1; __expf and the fast division are within a few ulp for these arguments.
-  const double silu_off = 1.1 * gate_off + fabs(silu) * 16 * kRoundFp32;
-  const double off = silu_off * (fabs(up) + up_off) + fabs(silu) * up_off + fabs(h) * kRoundBf16;
-  if (lane == 0) out[2 * warp] = h, out[2 * warp + 1] = off;
+  const Approximate h = ActivateExactly(p, parts[0], parts[1]);
+  if (lane == 0) out[2 * warp] = h.value, out[2 * warp + 1] = h.off + fabs(h.value) * kRoundBf16;
 }
 
-__global__ void ReferenceOutput(CanonicalExperts e, cuda::Sm90MoeParams p, const int32_t* tokens,
-                                int count, const double* hidden, double* y, double* bound) {
+__global__ void OutputKernel(CanonicalExperts e, cuda::Sm90MoeParams p, const int32_t* tokens,
+                             int count, const double* hidden, double* y, double* bound) {
   const int lane = threadIdx.x % 32, features = e.shape.intermediate;
   const size_t warp = (blockIdx.x * size_t{blockDim.x} + threadIdx.x) / 32;
   if (warp >= size_t(count) * e.shape.hidden) return;
@@ -117,10 +142,13 @@ __global__ void ReferenceOutput(CanonicalExperts e, cuda::Sm90MoeParams p, const
       sum += w * h[2 * i], magnitude += fabs(w * h[2 * i]), sum_off += fabs(w) * h[2 * i + 1];
     }
     const double scale = double(p.g2[expert]) * p.weights[route];
+    const double bias =
+        p.b2 ? double(p.b2[size_t(expert) * e.shape.hidden + row]) * p.weights[route] : 0.0;
     sum = WarpSum(sum) * scale;
     magnitude = WarpSum(magnitude) * fabs(scale), sum_off = WarpSum(sum_off) * fabs(scale);
-    total += sum;
-    off += sum_off + magnitude * kRoundFp32 * (features + 16) + fabs(sum) * kRoundBf16;
+    total += sum + bias;
+    off += fabs(bias) * 4 * kRoundFp32 + sum_off + magnitude * kRoundFp32 * (features + 16) +
+           fabs(sum) * kRoundBf16;
   }
   if (lane == 0) y[warp] = total, bound[warp] = off + fabs(total) * kRoundBf16 + 1e-30;
 }
@@ -139,16 +167,22 @@ void FillRandom(const CanonicalExperts& e, uint64_t seed, cudaStream_t stream) {
   }
 }
 
-void FillRandomActivations(Bf16* x, size_t n, uint64_t seed, cudaStream_t stream) {
-  RandomActivations<<<512, 256, 0, stream>>>(reinterpret_cast<__nv_bfloat16*>(x), n, seed);
+void FillRandomActivations(Bf16* x, size_t n, uint64_t seed, float factor, cudaStream_t stream) {
+  RandomActivations<<<512, 256, 0, stream>>>(reinterpret_cast<__nv_bfloat16*>(x), n, seed, factor);
 }
 
-void Reference(const CanonicalExperts& e, const cuda::Sm90MoeParams& params, const int32_t* tokens,
-               int count, double* scratch, double* y, double* bound, cudaStream_t stream) {
-  const size_t hidden = size_t(count) * e.shape.top_k * e.shape.intermediate;
-  ReferenceHidden<<<WarpBlocks(hidden), 256, 0, stream>>>(e, params, tokens, count, scratch);
-  ReferenceOutput<<<WarpBlocks(size_t(count) * e.shape.hidden), 256, 0, stream>>>(
-      e, params, tokens, count, scratch, y, bound);
+void ReferenceHidden(const CanonicalExperts& e, const cuda::Sm90MoeParams& params,
+                     const int32_t* tokens, int count, const double* inputs, double* hidden,
+                     cudaStream_t stream) {
+  const size_t warps = size_t(count) * e.shape.top_k * e.shape.intermediate;
+  HiddenKernel<<<WarpBlocks(warps), 256, 0, stream>>>(e, params, tokens, count, inputs, hidden);
+}
+
+void ReferenceOutput(const CanonicalExperts& e, const cuda::Sm90MoeParams& params,
+                     const int32_t* tokens, int count, const double* hidden, double* y,
+                     double* bound, cudaStream_t stream) {
+  OutputKernel<<<WarpBlocks(size_t(count) * e.shape.hidden), 256, 0, stream>>>(
+      e, params, tokens, count, hidden, y, bound);
 }
 
 }  // namespace nibble::bench

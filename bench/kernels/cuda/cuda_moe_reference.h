@@ -21,14 +21,21 @@ struct CanonicalExperts {
 /// Random codes; random scales, of which one in 64 is zero, subnormal or smallest normal.
 void FillRandom(const CanonicalExperts& experts, uint64_t seed, cudaStream_t stream);
 
-/// bf16 values, triangular around 0 with standard deviation about 1, one in 512 twenty times larger.
-void FillRandomActivations(Bf16* x, size_t n, uint64_t seed, cudaStream_t stream);
+/// bf16 values, triangular around 0 with standard deviation about `factor`, one in 512 twenty times
+/// larger.
+void FillRandomActivations(Bf16* x, size_t n, uint64_t seed, float factor, cudaStream_t stream);
 
-/// For every token of `tokens` [count]: y [count, H] exactly, and bound [count, H], what a kernel's
-/// result may differ from it by: fp32 accumulation in any order, the bf16 rounding of the activation
-/// between the GEMMs, of a route's output and of y. `scratch` is [count, K, I, 2] doubles.
-void Reference(const CanonicalExperts& experts, const cuda::Sm90MoeParams& params,
-               const int32_t* tokens, int count, double* scratch, double* y, double* bound,
-               cudaStream_t stream);
+/// h of every token of `tokens` [count]: `hidden` [count, K, I]{h, what a kernel's may differ from it
+/// by: fp32 accumulation in any order and the rounding to bf16}. `inputs` [count, K, shards, H] is
+/// what multiplies the weights.
+void ReferenceHidden(const CanonicalExperts& experts, const cuda::Sm90MoeParams& params,
+                     const int32_t* tokens, int count, const double* inputs, double* hidden,
+                     cudaStream_t stream);
+
+/// y [count, H] from `hidden`, and bound [count, H], what a kernel's result may differ from it by:
+/// what h does, fp32 accumulation in any order, the bf16 rounding of a route's output and of y.
+void ReferenceOutput(const CanonicalExperts& experts, const cuda::Sm90MoeParams& params,
+                     const int32_t* tokens, int count, const double* hidden, double* y,
+                     double* bound, cudaStream_t stream);
 
 }  // namespace nibble::bench

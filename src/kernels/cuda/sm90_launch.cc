@@ -1,5 +1,6 @@
 #include "kernels/cuda/sm90_launch.h"
 
+#include <cmath>
 #include <cstdint>
 
 #include "base/error.h"
@@ -7,6 +8,25 @@
 
 namespace nibble::cuda {
 namespace {
+
+/// What belongs to one precision or one activation function, and to no other.
+Result<void> CheckScalesAndLimit(const Sm90MoeParams& p) {
+  const bool fp4 = p.shape.precision != Sm90Precision::kBf16;
+  if ((p.a1_gscale != nullptr) != fp4 || (p.a2_gscale != nullptr) != fp4) {
+    return Err(ErrorCode::kInvalidArgument,
+               "experts on sm_90: activations in {}, but a1_gscale is {} and a2_gscale is {}; W4A4 "
+               "needs both, W4A16 has neither",
+               fp4 ? "NVFP4" : "bf16", p.a1_gscale ? "given" : "null",
+               p.a2_gscale ? "given" : "null");
+  }
+  if (!(p.limit > 0) || !std::isfinite(p.alpha) || !std::isfinite(p.beta)) {
+    return Err(ErrorCode::kInvalidArgument,
+               "experts on sm_90: limit {}, alpha {}, beta {}; expected a limit above 0 (infinite: "
+               "none) and finite numbers",
+               p.limit, p.alpha, p.beta);
+  }
+  return {};
+}
 
 bool Aligned(const void* p, uintptr_t unit) {
   return p != nullptr && reinterpret_cast<uintptr_t>(p) % unit == 0;
@@ -37,12 +57,12 @@ Result<void> CheckSm90Moe(const Sm90MoeParams& p, int max_tokens) {
   }
   if (!Aligned(p.x, 16) || !Aligned(p.y, 16) || !Aligned(p.w13, 128) || !Aligned(p.w2, 128) ||
       !Aligned(p.workspace, 256) || !Aligned(p.ids, 4) || !Aligned(p.weights, 4) ||
-      !Aligned(p.g1, 8) || !Aligned(p.g2, 4)) {
+      !Aligned(p.g1, 4 * s.shards()) || !Aligned(p.g2, 4)) {
     return Err(ErrorCode::kInvalidArgument,
                "experts on sm_90: a device pointer is null or not aligned (x, y 16; w13, w2 128; "
-               "workspace 256; g1 8 bytes)");
+               "workspace 256; g1 8 bytes, without a gate 4)");
   }
-  return {};
+  return CheckScalesAndLimit(p);
 }
 
 bool Sm90MoeDecodeIsFaster(const Sm90MoeShape& shape, int tokens) {

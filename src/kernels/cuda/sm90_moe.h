@@ -4,28 +4,57 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 #include "nibble/error.h"
 #include "numerics/bf16.h"
 
-// The routed experts of one layer on Hopper (sm_90a), NVFP4 weights and bf16 activations (W4A16):
-//   y[t] = sum_k weight[t,k] * down[e](silu(gate[e] x[t]) * (up[e] x[t])),   e = ids[t,k]
-// Products are of bf16 activations and exact bf16 weights (code * block scale), accumulated in
-// fp32; the global scales multiply the accumulator. Between the two multiplications the activation
-// is rounded to bf16. Results do not depend on the order in which blocks run: the same input gives
-// the same bits. Nothing here allocates, synchronises or reads results back, so every launch can be
-// captured in a CUDA graph.
+// The routed experts of one layer on Hopper (sm_90a), NVFP4 weights:
+//   y[t] = sum_k weight[t,k] * (down[e] act(gate[e] x[t] + b13, up[e] x[t] + b13) + b2[e]),
+//   e = ids[t,k]
+// Products are of bf16 activations and exact bf16 weights (code * block scale), accumulated in fp32;
+// the global scales multiply the accumulator. Between the two multiplications the activation is
+// rounded to bf16.
+//
+// W4A4 is the same with both activations quantized to NVFP4, block for block as QuantizeNvfp4Block
+// <float> (numerics/nvfp4.h) does: x as given, h after its rounding to bf16. Code * block scale is
+// exact in bf16, so the multiplications are the same, too, and lose nothing; 1 / gscale goes onto the
+// accumulator.
+//
+// Results do not depend on the order in which blocks run: the same input gives the same bits. Nothing
+// here allocates, synchronises or reads results back, so every launch can be captured in a CUDA graph.
 //
 // Two kernels read one packed form (layout/hopper_tile.h): decode, one persistent launch for few
 // tokens, and prefill, a grouped GEMM over tokens sorted by expert.
 
 namespace nibble::cuda {
 
+/// Computed in fp32 from g and u, gate and up; both are first clamped, g to at most `limit` and u to
+/// +-limit.
+enum class Sm90Activation : uint8_t {
+  kSilu,    // g sigmoid(g) u
+  kSwiglu,  // g sigmoid(alpha g) (u + beta)
+  kRelu2,   // max(u, 0)^2; there is no gate
+};
+
+/// Of the activations. The kinds of kFp4 say which of the layer's gscales of x are equal.
+enum class Sm90Precision : uint8_t {
+  kBf16,       // W4A16
+  kFp4Layer,   // W4A4, one gscale for all experts
+  kFp4Expert,  // one for gate and up of an expert
+  kFp4Shard,   // any; x is quantized and multiplied twice
+};
+
 struct Sm90MoeShape {
   int experts = 0;       // E, at most 1024
   int top_k = 0;         // K, at most 32
   int hidden = 0;        // H, a multiple of 16
   int intermediate = 0;  // I, a multiple of 16
+  Sm90Activation activation = Sm90Activation::kSilu;
+  Sm90Precision precision = Sm90Precision::kBf16;
+
+  constexpr bool gated() const { return activation != Sm90Activation::kRelu2; }
+  constexpr int shards() const { return gated() ? 2 : 1; }
 };
 
 /// Device pointers. The weights are 128-byte aligned, x and y 16-byte.
@@ -35,12 +64,21 @@ struct Sm90MoeParams {
   const Bf16* x = nullptr;         // [T, H]
   const int32_t* ids = nullptr;    // [T, K]; an id outside [0, E) is skipped
   const float* weights = nullptr;  // [T, K], the router's
-  const uint8_t* w13 = nullptr;    // [E] HopperW13Layout(H, I)
+  const uint8_t* w13 = nullptr;    // [E] HopperW13Layout(H, I), without a gate HopperW1Layout
   const uint8_t* w2 = nullptr;     // [E] HopperW2Layout(H, I)
-  const float* g1 = nullptr;       // [E, 2]: global scales of gate and up
+  const float* g1 = nullptr;       // [E, shards]: global scales of gate and up
   const float* g2 = nullptr;       // [E]: global scale of down
   Bf16* y = nullptr;               // [T, H], written whole; does not alias x
   std::byte* workspace = nullptr;  // 256-byte aligned, see below
+
+  // W4A4 alone, else null: what an activation is multiplied with before its block scale is taken.
+  const float* a1_gscale = nullptr;  // [E, shards]
+  const float* a2_gscale = nullptr;  // [E]
+
+  // The activation function's. No limit is an infinite one; null biases are none.
+  float alpha = 1, beta = 0, limit = std::numeric_limits<float>::infinity();
+  const float* b13 = nullptr;  // [E, shards, I]
+  const float* b2 = nullptr;   // [E, H]
 };
 
 /// Bytes of workspace for launches of this shape and up to `tokens` tokens. It is zeroed once, when it
@@ -58,7 +96,8 @@ bool Sm90MoeDecodeIsFaster(const Sm90MoeShape& shape, int tokens);
 
 /// One launch that streams the touched experts once per 8 routes. Needs the whole device's
 /// multiprocessors at once (cooperative launch). Its blocks may start before the kernel ahead of it in
-/// the stream has ended, and wait for that end (programmatic dependent launch).
+/// the stream has ended, and wait for that end (programmatic dependent launch). W4A4 of other shapes
+/// than H 2048 and 4096, or with another activation than kSilu, quantizes x in a small launch ahead.
 /// errors   kInvalidArgument (shape, pointers, tokens), kDevice
 Result<void> LaunchSm90MoeDecode(const Sm90MoeParams& params, cudaStream_t stream);
 

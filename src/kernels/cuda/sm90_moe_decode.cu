@@ -1,11 +1,11 @@
-// sm90_nvfp4_bf16_experts_decode: all routed experts of a layer for few tokens, one launch.
+// sm90_nvfp4_{bf16,nvfp4}_experts_decode: all routed experts of a layer for few tokens, one launch.
 //
 // One block a multiprocessor, all resident. Each of 16 warps runs its own ring of bulk copies over
 // one sequence of weight units: its part of GEMM1 (gate and up), then its part of GEMM2 (down). No
 // block-wide barrier stands in the stream, so memory stays busy across the edge of the GEMMs.
 //
 //   lists  every block groups the routes by expert into items of up to 8 (the n of the mma)
-//   GEMM1  task = (item, 32 rows). A group of 8 warps splits K, so that a warp's slice of x stays
+//   GEMM1  (sm90_moe_decode_gemm1.cuh) task = (item, 32 rows). A group of 8 warps splits K, so that a warp's slice of x stays
 //          in registers while the item lasts. Partial sums meet in shared memory; the warps take
 //          turns in adding them up, applying the activation and storing h.
 //   GEMM2  a block owns 16 or 32 rows of y for all routes. A warp, or a pair that splits K, takes
@@ -13,6 +13,10 @@
 //          is zero, so there is neither grid barrier, nor fence, nor counter. Launches use two
 //          halves of h in turn, and each makes the other's half zero again.
 //   sum    over top-k in shared memory in the order of k; y is stored once.
+//
+// NVFP4 activations: what a lane loads of x for 64 k is one block of 16, so it is quantized in place
+// when an item begins; a task of GEMM1 makes whole blocks of h, which are quantized before they are
+// stored. The multiplications are the same (sm90_quantize.cuh).
 //
 // Measurements and what was tried: docs/performance.md.
 
@@ -22,164 +26,12 @@
 #include "kernels/cuda/sm90_launch.h"
 #include "kernels/cuda/sm90_moe.h"
 #include "kernels/cuda/sm90_moe_decode.cuh"
+#include "kernels/cuda/sm90_moe_decode_gemm1.cuh"
+#include "kernels/cuda/sm90_moe_inspect.h"
 
 namespace nibble::cuda {
 namespace decode {
 namespace {
-
-// --- GEMM1 ---
-
-__device__ __forceinline__ __nv_bfloat16 Activate(float gate, float up) {
-  return __float2bfloat16(__fdividef(gate, 1.0f + __expf(-gate)) * up);
-}
-
-__device__ __forceinline__ __nv_bfloat16* RowOfH(const Args& a, const Smem& s, int route) {
-  return a.h + static_cast<size_t>(2 * route + s.odd_launch) * a.padded_intermediate;
-}
-
-/// Stores h of one task, four features of a route at a time. A GEMM2 lane takes its 16 k's of a
-/// 64-block as two 16-byte loads 64 bytes apart, hence the slots. The four features are one 8-byte
-/// store and its low word is never zero: a zero tells GEMM2 that they are not there yet, so neither a
-/// fence nor a counter is needed. (-0 for +0 changes no sum.)
-__device__ __forceinline__ void StoreHidden(const Args& a, Smem& s, const Place& p, const Item& it,
-                                            int task, const float (&gate)[kTaskTiles][2],
-                                            const float (&up)[kTaskTiles][2]) {
-  uint32_t pair[kTaskTiles];  // features g & ~1 and g | 1 of route 2t + g % 2
-#pragma unroll
-  for (int r = 0; r < kTaskTiles; ++r) {
-    const __nv_bfloat162 both(Activate(gate[r][0], up[r][0]), Activate(gate[r][1], up[r][1]));
-    const uint32_t mine = reinterpret_cast<const uint32_t&>(both);
-    const uint32_t other = __shfl_xor_sync(~0u, mine, 4);
-    pair[r] = __byte_perm(mine, other, p.g % 2 ? 0x3276 : 0x5410);
-  }
-  // Lanes of g < 4 store tile 0, the others tile 1.
-  const uint32_t other = __shfl_xor_sync(~0u, p.g < 4 ? pair[1] : pair[0], 16);
-  const uint32_t low = p.g < 4 ? pair[0] : other, high = p.g < 4 ? other : pair[1];
-  const int column = 2 * p.t + p.g % 2, w = task % 4;
-  if (column >= it.routes) return;
-  const int slot = w / 2 * 32 + (2 * (p.g / 2 % 2) + p.g / 4) * 8 + 4 * (w % 2);
-  StoreRelaxed(RowOfH(a, s, s.route[it.first + column]) + task / 4 * 64 + slot,
-               low != 0 ? low : 0x80008000u, high);
-}
-
-/// Adds up a task's partial sums, applies the activation and stores h.
-__device__ __forceinline__ void FinishTask(const Args& a, Smem& s, const Place& p, const Work& w,
-                                           int i, int item, int task, float2 global) {
-  const int buffer = i % kPartialBuffers;
-  const Item it = UnpackItem(s.item[w.first_listed + item]);
-  BarrierWait(SharedAddress(&s.partial_full[p.group][buffer]), i / kPartialBuffers & 1);
-  float sum[kTaskTiles][4] = {};
-#pragma unroll
-  for (int k = 0; k < kGroupWarps; ++k) {
-#pragma unroll
-    for (int r = 0; r < kTaskTiles; ++r) {
-      const float4 v = s.partial[p.group][buffer][k][r][p.lane];
-      sum[r][0] += v.x, sum[r][1] += v.y, sum[r][2] += v.z, sum[r][3] += v.w;
-    }
-  }
-  BarrierArrive(SharedAddress(&s.partial_empty[p.group][buffer]));
-  const float gate_scale = global.x * kHopperWeightScale, up_scale = global.y * kHopperWeightScale;
-  float gate[kTaskTiles][2], up[kTaskTiles][2];
-#pragma unroll
-  for (int r = 0; r < kTaskTiles; ++r) {
-#pragma unroll
-    for (int c = 0; c < 2; ++c) {
-      gate[r][c] = sum[r][c] * gate_scale;
-      up[r][c] = sum[r][2 + c] * up_scale;
-    }
-  }
-  StoreHidden(a, s, p, it, task, gate, up);
-}
-
-/// The token whose activations lane group g of an item multiplies; lanes past the last route repeat
-/// it, and their results are dropped.
-__device__ __forceinline__ const __nv_bfloat16* RowOfX(const Args& a, const Smem& s, const Place& p,
-                                                       uint32_t item) {
-  const Item it = UnpackItem(item);
-  const int route = s.route[it.first + min(p.g, it.routes - 1)];
-  return a.x + static_cast<size_t>(route / a.by_top_k) * a.hidden;
-}
-
-template <class C>
-__device__ __forceinline__ void Gemm1(const Args& a, Smem& s, const Place& p, const Work& w,
-                                      WeightStream<C>& stream) {
-  constexpr int kSteps = C::kAnyShape ? kUnitSteps1 : C::kXSteps;
-  uint32_t x[kSteps][8];
-  int item = w.first_task_item, task = w.first_task - item * a.tasks, item_in_x = -1;
-  // Warp j of the group finishes tasks j, j + 8, …, each one task late: its partial sums have come.
-  int finish_item = item, finish_task = task + kGroups * p.k_part;
-  while (finish_task >= a.tasks) finish_task -= a.tasks, ++finish_item;
-  // Its global scales are asked for long before they are needed.
-  const auto globals_of = [&](int i) {
-    return i < w.items ? __ldg(a.g1 + UnpackItem(s.item[w.first_listed + i]).expert)
-                       : make_float2(0, 0);
-  };
-  float2 globals = globals_of(finish_item);
-  const __nv_bfloat16* row = nullptr;
-#pragma unroll 1
-  for (int i = 0; i <= w.tasks1; ++i) {
-    if (i < w.tasks1) {
-      if (item != item_in_x) {
-        item_in_x = item;
-        row = RowOfX(a, s, p, s.item[w.first_listed + item]);
-        if constexpr (!C::kAnyShape) {
-          const uint4* from = reinterpret_cast<const uint4*>(row + w.step1 * 64 + 16 * p.t);
-#pragma unroll
-          for (int k = 0; k < kSteps; ++k)
-            Store8(x[k], __ldg(from + 8 * k), __ldg(from + 8 * k + 1));
-        }
-      }
-      float acc[kTaskTiles][4] = {};
-      const int units = C::kAnyShape ? w.units1 : C::kXSteps / kUnitSteps1;
-#pragma unroll
-      for (int u = 0; u < units; ++u) {
-        int steps = kUnitSteps1;
-        if constexpr (C::kAnyShape) {
-          steps = min(kUnitSteps1, w.steps1 - u * kUnitSteps1);
-#pragma unroll
-          for (int k = 0; k < kSteps; ++k) {
-            const int at = (w.step1 + u * kUnitSteps1 + k) * 64 + 16 * p.t;
-            const uint4* from = reinterpret_cast<const uint4*>(row + at);
-            const bool inside = k < steps && at < a.hidden;
-            const uint4 zero = make_uint4(0, 0, 0, 0);
-            Store8(x[k], inside ? __ldg(from) : zero, inside ? __ldg(from + 1) : zero);
-          }
-        }
-        const uint8_t* unit = stream.Wait();
-        if (i == 0 && u == 0) stream.Fill(true);
-#pragma unroll
-        for (int k = 0; k < kUnitSteps1; ++k) {
-          if (C::kAnyShape && k >= steps) break;
-          const uint32_t(&b)[8] = x[C::kAnyShape ? k : u * kUnitSteps1 + k];
-#pragma unroll
-          for (int r = 0; r < kTaskTiles; ++r) {
-            MultiplyTile(unit + (k * kTaskTiles + r) * kHopperTileBytes, p.lane, b, acc[r]);
-          }
-        }
-        stream.Release();
-      }
-      const int buffer = i % kPartialBuffers;
-      if (i >= kPartialBuffers) {
-        BarrierWait(SharedAddress(&s.partial_empty[p.group][buffer]),
-                    (i / kPartialBuffers - 1) & 1);
-      }
-#pragma unroll
-      for (int r = 0; r < kTaskTiles; ++r) {
-        s.partial[p.group][buffer][p.k_part][r][p.lane] =
-            make_float4(acc[r][0], acc[r][1], acc[r][2], acc[r][3]);
-      }
-      BarrierArrive(SharedAddress(&s.partial_full[p.group][buffer]));
-      task += kGroups;
-      if (task >= a.tasks) task -= a.tasks, ++item;
-    }
-    if (i > 0 && (i - 1) % kGroupWarps == p.k_part) {
-      FinishTask(a, s, p, w, i - 1, finish_item, finish_task, globals);
-      finish_task += kGroups * kGroupWarps;
-      while (finish_task >= a.tasks) finish_task -= a.tasks, ++finish_item;
-      globals = globals_of(finish_item);
-    }
-  }
-}
 
 // --- GEMM2 ---
 
@@ -289,8 +141,18 @@ __device__ __forceinline__ void Gemm2Block(const Args& a, Smem& s, const Place& 
   }
 }
 
+/// A route's share of the bias of y.
+__device__ __forceinline__ float BiasOf(const Args& a, int route, int row) {
+  const int id = __ldg(a.ids + route);
+  if (a.b2 == nullptr || row >= a.hidden ||
+      static_cast<unsigned>(id) >= static_cast<unsigned>(a.experts)) {
+    return 0.0f;
+  }
+  return __ldg(a.route_weights + route) * __ldg(a.b2 + static_cast<int64_t>(id) * a.hidden + row);
+}
+
 /// y for one row block: the sum over top-k in the order of k.
-template <class C>
+template <class C, class N>
 __device__ __forceinline__ void SumBlock(const Args& a, const Smem& s, const Work& w, int block) {
   const int other_half = a.routes * C::kRows2;
   for (int i = threadIdx.x; i < a.tokens * C::kRows2; i += kThreads) {
@@ -308,6 +170,7 @@ __device__ __forceinline__ void SumBlock(const Args& a, const Smem& s, const Wor
       const int route = token * a.top_k + k;
       float v = out[k * C::kRows2];
       if (w.split_k) v += out[k * C::kRows2 + other_half];
+      if constexpr (N::kActivate != Activate::kSilu) v += BiasOf(a, route, row);
       sum += s.valid[route / 32] >> (route % 32) & 1 ? v : 0.0f;
     }
     if (row < a.hidden) a.y[static_cast<size_t>(token) * a.hidden + row] = __float2bfloat16(sum);
@@ -358,7 +221,7 @@ __device__ __forceinline__ void ZeroOldHidden(const Args& a, const Smem& s) {
   }
 }
 
-template <class C>
+template <class C, class N>
 __global__ void __launch_bounds__(kThreads, 1) MoeDecode(const __grid_constant__ Args a) {
   extern __shared__ __align__(128) uint8_t raw[];
   Smem& s = *reinterpret_cast<Smem*>(raw);
@@ -378,7 +241,7 @@ __global__ void __launch_bounds__(kThreads, 1) MoeDecode(const __grid_constant__
   const bool by_block = items < 0;
   if (by_block) {
     mine = LoadRoutes(a);
-    LoadGlobals(a, mine);
+    LoadGlobals<N>(a, mine);
     items = ListItems(a, s, p, mine);
     w = Divide<C>(a, p, items, 0);  // in either branch: a few tokens' path is shorter by the jump
   }
@@ -389,36 +252,72 @@ __global__ void __launch_bounds__(kThreads, 1) MoeDecode(const __grid_constant__
     ListRoutes(s, mine);
   } else {
     mine = LoadRoutes(a);
-    LoadGlobals(a, mine);
+    LoadGlobals<N>(a, mine);
     __syncthreads();
   }
 
-  StoreFactors(a, s, mine);
+  StoreFactors<N>(a, s, mine);
   ZeroOldHidden(a, s);
-  Gemm1<C>(a, s, p, w, stream);
+  Gemm1<C, N>(a, s, p, w, stream);
   stream.Fill(true);
   BarrierArrive(SharedAddress(&s.gemm1_left));
 
   for (int i = 0; i < w.blocks2; ++i) {
     Gemm2Block<C>(a, s, p, w, stream);
     __syncthreads();
-    SumBlock<C>(a, s, w, blockIdx.x + i * gridDim.x);
+    SumBlock<C, N>(a, s, w, blockIdx.x + i * gridDim.x);
     if (i + 1 < w.blocks2) __syncthreads();
   }
 }
 
+// --- x in NVFP4 before the launch, for configurations that load it again for every task ---
+
+struct QuantizeArgs {
+  const uint4* x;
+  uint4* out;
+  const float* gscale;
+  int blocks;  // of 16
+};
+
+__global__ void __launch_bounds__(256) QuantizeX(const __grid_constant__ QuantizeArgs a) {
+  WaitForPreviousKernel();
+  LetNextKernelStart();
+  const int i = blockIdx.x * 256 + threadIdx.x;
+  if (i >= a.blocks) return;
+  uint32_t x[8];
+  Store8(x, __ldg(a.x + 2 * i), __ldg(a.x + 2 * i + 1));
+  QuantizeBlock(x, GscaleOf(__ldg(a.gscale)));
+  a.out[2 * i] = make_uint4(x[0], x[1], x[2], x[3]);
+  a.out[2 * i + 1] = make_uint4(x[4], x[5], x[6], x[7]);
+}
+
 // --- launch ---
 
-// The workspace: LaunchState, then h. Neither's place depends on the number of tokens.
-constexpr size_t kHiddenOffset = 256;
-static_assert(sizeof(LaunchState) <= kHiddenOffset);
+// The workspace: LaunchState, x in NVFP4 where it comes so, then h. No place depends on the number
+// of tokens.
+constexpr size_t kXOffset = 256;
+static_assert(sizeof(LaunchState) <= kXOffset);
 
-template <class C>
+/// Whether a configuration keeps x in registers; the others load it for every task.
+bool KeepsX(const Sm90MoeShape& shape) {
+  const bool k2_in_units = (shape.intermediate + 63) / 64 % 4 == 0;
+  return (shape.hidden == 2048 && (k2_in_units || (shape.intermediate + 63) / 64 % 6 == 0)) ||
+         (shape.hidden == 4096 && k2_in_units);
+}
+
+size_t HiddenOffset(const Sm90MoeShape& shape) {
+  if (shape.precision != Sm90Precision::kFp4Layer) return kXOffset;
+  return RoundUpTo(
+      kXOffset + sizeof(Bf16) * Sm90MoeDecodeMaxTokens(shape) * static_cast<size_t>(shape.hidden),
+      256);
+}
+
+template <class C, class N>
 Result<void> Launch(Args args, cudaStream_t stream) {
   NIBBLE_TRY(const int blocks, MultiprocessorCount());
   args.by_grid = Divisor(blocks);
   args.by_weight = 1.0f / static_cast<float>(2 * blocks + std::max(blocks - args.row_blocks, 0));
-  NIBBLE_CUDA_TRY(cudaFuncSetAttribute(MoeDecode<C>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+  NIBBLE_CUDA_TRY(cudaFuncSetAttribute(MoeDecode<C, N>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                        sizeof(Smem)));
   cudaLaunchAttribute attributes[2]{};
   attributes[0].id = cudaLaunchAttributeCooperative;
@@ -432,20 +331,70 @@ Result<void> Launch(Args args, cudaStream_t stream) {
   config.stream = stream;
   config.attrs = attributes;
   config.numAttrs = 2;
-  NIBBLE_CUDA_TRY(cudaLaunchKernelEx(&config, MoeDecode<C>, args));
+  NIBBLE_CUDA_TRY(cudaLaunchKernelEx(&config, MoeDecode<C, N>, args));
   return {};
 }
 
-Result<void> LaunchFor(const Args& args, cudaStream_t stream) {
-  const bool wide = args.hidden > 2048;  // HopperW2Layout: two tiles a row block
-  if (!wide && args.hidden == 2048) {
-    if (args.steps2 % 8 == 0 && args.tokens >= 4) return Launch<Config<4, 1, 8>>(args, stream);
-    if (args.steps2 % 6 == 0) return Launch<Config<4, 1, 6>>(args, stream);
-    if (args.steps2 % 4 == 0) return Launch<Config<4, 1, 4>>(args, stream);
+/// The configurations that keep x in registers.
+template <class N>
+Result<void> LaunchKept(const Args& args, cudaStream_t stream) {
+  if (args.hidden == 4096) return Launch<Config<8, 2, 4>, N>(args, stream);
+  if (args.steps2 % 8 == 0 && args.tokens >= 4) return Launch<Config<4, 1, 8>, N>(args, stream);
+  if (args.steps2 % 6 == 0) return Launch<Config<4, 1, 6>, N>(args, stream);
+  return Launch<Config<4, 1, 4>, N>(args, stream);
+}
+
+template <Activate kActivate, bool kFp4>
+Result<void> LaunchAny(const Args& args, cudaStream_t stream) {
+  using N = Numerics<kActivate, kFp4>;
+  // HopperW2Layout: two tiles a row block
+  return args.hidden > 2048 ? Launch<Config<0, 2, 4>, N>(args, stream)
+                            : Launch<Config<0, 1, 4>, N>(args, stream);
+}
+
+template <bool kFp4>
+Result<void> LaunchFor(const Args& args, Activate kind, bool keeps_x, cudaStream_t stream) {
+  switch (kind) {
+    case Activate::kSilu:
+      return keeps_x ? LaunchKept<Numerics<Activate::kSilu, kFp4>>(args, stream)
+                     : LaunchAny<Activate::kSilu, kFp4>(args, stream);
+    case Activate::kSwiglu:
+      return LaunchAny<Activate::kSwiglu, kFp4>(args, stream);
+    case Activate::kRelu2:
+      break;
   }
-  if (args.hidden == 4096 && args.steps2 % 4 == 0) return Launch<Config<8, 2, 4>>(args, stream);
-  if (wide) return Launch<Config<0, 2, 4>>(args, stream);
-  return Launch<Config<0, 1, 4>>(args, stream);
+  return LaunchAny<Activate::kRelu2, kFp4>(args, stream);
+}
+
+/// x of this launch under the layer's one gscale, into the workspace.
+Result<void> QuantizeAhead(Args& a, std::byte* out, cudaStream_t stream) {
+  QuantizeArgs q{};
+  q.x = reinterpret_cast<const uint4*>(a.x);
+  q.out = reinterpret_cast<uint4*>(out);
+  q.gscale = a.a1;
+  q.blocks = a.tokens * (a.hidden / 16);
+  NIBBLE_CHECK_OK(LaunchDependent(QuantizeX, dim3((q.blocks + 255) / 256), 256, q, stream));
+  a.x = reinterpret_cast<const __nv_bfloat16*>(out);
+  a.x_passes = 0;
+  return {};
+}
+
+// --- inspection ---
+
+struct HiddenArgs {
+  const uint16_t* h;
+  const LaunchState* state;
+  uint16_t* out;
+  int routes, features, padded;
+};
+
+__global__ void __launch_bounds__(256) CopyHidden(const __grid_constant__ HiddenArgs a) {
+  const bool odd = a.state->arrivals == 0;  // the last launch was: arrivals count modulo two
+  for (int i = blockIdx.x * 256 + threadIdx.x; i < a.routes * a.features; i += gridDim.x * 256) {
+    const int route = i / a.features, f = i % a.features;
+    a.out[i] =
+        a.h[static_cast<size_t>(2 * route + odd) * a.padded + f / 64 * 64 + HiddenSlot(f % 64)];
+  }
 }
 
 }  // namespace
@@ -458,26 +407,30 @@ int Sm90MoeDecodeMaxTokens(const Sm90MoeShape& shape) {
 }
 
 size_t Sm90MoeDecodeWorkspace(const Sm90MoeShape& shape, int tokens) {
-  return decode::kHiddenOffset + static_cast<size_t>(tokens) * shape.top_k * 2 *
-                                     RoundUpTo(shape.intermediate, 64) * sizeof(Bf16);
+  return decode::HiddenOffset(shape) + static_cast<size_t>(tokens) * shape.top_k * 2 *
+                                           RoundUpTo(shape.intermediate, 64) * sizeof(Bf16);
 }
 
 Result<void> LaunchSm90MoeDecode(const Sm90MoeParams& params, cudaStream_t stream) {
   NIBBLE_CHECK_OK(CheckSm90Moe(params, Sm90MoeDecodeMaxTokens(params.shape)));
   const Sm90MoeShape& shape = params.shape;
-  const HopperLayout l13 = HopperW13Layout(shape.hidden, shape.intermediate);
+  const HopperLayout l13 = W13LayoutOf(shape);
   const HopperLayout l2 = HopperW2Layout(shape.hidden, shape.intermediate);
+  const Activate kind = ActivateOf(params);
+  const bool fp4 = shape.precision != Sm90Precision::kBf16;
+  const bool keeps_x = kind == Activate::kSilu && decode::KeepsX(shape) &&
+                       shape.precision != Sm90Precision::kFp4Shard;
   decode::Args a{};
   a.x = reinterpret_cast<const __nv_bfloat16*>(params.x);
   a.ids = params.ids;
   a.route_weights = params.weights;
   a.w13 = params.w13;
   a.w2 = params.w2;
-  a.g1 = reinterpret_cast<const float2*>(params.g1);
+  a.g1 = params.g1;
   a.g2 = params.g2;
   a.y = reinterpret_cast<__nv_bfloat16*>(params.y);
   a.state = reinterpret_cast<decode::LaunchState*>(params.workspace);
-  a.h = reinterpret_cast<__nv_bfloat16*>(params.workspace + decode::kHiddenOffset);
+  a.h = reinterpret_cast<__nv_bfloat16*>(params.workspace + decode::HiddenOffset(shape));
   a.tokens = params.tokens;
   a.top_k = shape.top_k;
   a.routes = params.tokens * shape.top_k;
@@ -492,7 +445,40 @@ Result<void> LaunchSm90MoeDecode(const Sm90MoeParams& params, cudaStream_t strea
   a.by_tasks = decode::Divisor(a.tasks);
   a.tiles13 = static_cast<uint32_t>(l13.tiles * l13.k_blocks);
   a.tiles2 = static_cast<uint32_t>(l2.tiles * l2.k_blocks);
-  return decode::LaunchFor(a, stream);
+  a.activation = ActivationOf(params);
+  a.b2 = params.b2;
+  if (!fp4) return decode::LaunchFor<false>(a, kind, keeps_x, stream);
+  a.a1 = params.a1_gscale;
+  a.a2 = params.a2_gscale;
+  a.a1_shards = shape.gated() ? 2 : 1;
+  a.x_passes = shape.precision == Sm90Precision::kFp4Shard ? 2 : 1;
+  if (!keeps_x && shape.precision == Sm90Precision::kFp4Layer) {
+    NIBBLE_CHECK_OK(decode::QuantizeAhead(a, params.workspace + decode::kXOffset, stream));
+  }
+  return decode::LaunchFor<true>(a, kind, keeps_x, stream);
+}
+
+Result<void> LaunchSm90QuantizeBlocks(const Bf16* x, int blocks, const float* gscale, Bf16* out,
+                                      cudaStream_t stream) {
+  decode::QuantizeArgs q{};
+  q.x = reinterpret_cast<const uint4*>(x);
+  q.out = reinterpret_cast<uint4*>(out);
+  q.gscale = gscale;
+  q.blocks = blocks;
+  return LaunchDependent(decode::QuantizeX, dim3((blocks + 255) / 256), 256, q, stream);
+}
+
+Result<void> CopySm90MoeDecodeHidden(const Sm90MoeParams& params, Bf16* h, cudaStream_t stream) {
+  decode::HiddenArgs a{};
+  a.h = reinterpret_cast<const uint16_t*>(params.workspace + decode::HiddenOffset(params.shape));
+  a.state = reinterpret_cast<const decode::LaunchState*>(params.workspace);
+  a.out = reinterpret_cast<uint16_t*>(h);
+  a.routes = params.tokens * params.shape.top_k;
+  a.features = params.shape.intermediate;
+  a.padded = static_cast<int>(RoundUpTo(params.shape.intermediate, 64));
+  decode::CopyHidden<<<1024, 256, 0, stream>>>(a);
+  NIBBLE_CUDA_TRY(cudaGetLastError());
+  return {};
 }
 
 }  // namespace nibble::cuda

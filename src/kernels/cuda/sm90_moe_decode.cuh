@@ -4,10 +4,12 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/sm90_activation.cuh"
 #include "kernels/cuda/sm90_dequant.cuh"
 #include "kernels/cuda/sm90_ptx.cuh"
+#include "kernels/cuda/sm90_quantize.cuh"
 
-// sm90_nvfp4_bf16_experts_decode: what its parts share. See sm90_moe_decode.cu for the whole.
+// sm90_nvfp4_{bf16,nvfp4}_experts_decode: what its parts share. See sm90_moe_decode.cu for the whole.
 
 namespace nibble::cuda::decode {
 
@@ -24,7 +26,7 @@ inline constexpr int kMaxRoutes = 1024;
 inline constexpr int kFewRoutes = 32;  // a warp lists them by itself
 inline constexpr int kMaxExperts = 1024;
 inline constexpr int kOutFloats = 16384;
-inline constexpr int kTaskTiles = 2;  // a GEMM1 task is 32 rows: 16 features
+inline constexpr int kTaskTiles = 2;  // a GEMM1 task is 32 rows: 16 features, 32 without a gate
 inline constexpr int kUnitSteps1 = kSlotBytes / (kTaskTiles * kHopperTileBytes);
 
 /// Division of small numbers by a launch constant: exact while n * divisor < 2^32.
@@ -48,11 +50,10 @@ struct Args {
   const int32_t* ids;
   const float* route_weights;
   const uint8_t *w13, *w2;
-  const float2* g1;
-  const float* g2;
+  const float *g1, *g2;  // [E][shards], [E]
   __nv_bfloat16* y;
-  // [routes][even, odd launch][padded I], inside 64-blocks in the order of StoreHidden(). What a
-  // launch has not stored yet is zero.
+  // [routes][even, odd launch][padded I], inside 64-blocks in the order of HiddenSlot(). What a launch
+  // has not stored yet is zero.
   __nv_bfloat16* h;
   LaunchState* state;
   int tokens, top_k, routes, experts;
@@ -60,9 +61,23 @@ struct Args {
   int steps1, steps2;  // of 64 k, in GEMM1 and GEMM2
   int tasks;           // GEMM1 tasks an item
   Divisor by_top_k, by_tasks, by_grid;
+  ActivationArgs activation;
+  const float *a1, *a2;      // gscales [E][shards] and [E], with NVFP4 activations alone
+  int a1_shards;             // 2 or 1
+  int x_passes;              // configurations of any shape: 0: x comes quantized; 2: once for gate,
+                             // once for up, whose gscales differ
+  const float* b2;           // [E][H] or null
   float by_weight;           // 1 / the weight of all blocks: 2 each, 3 without rows of w2
   int row_blocks;            // of w2
   uint32_t tiles13, tiles2;  // 576-byte tiles an expert
+};
+
+/// What is computed between the weights: a template parameter of all that differs by it.
+template <Activate kActivate_, bool kFp4_>
+struct Numerics {
+  static constexpr Activate kActivate = kActivate_;
+  static constexpr bool kFp4 = kFp4_;  // activations are NVFP4 in both GEMMs
+  static constexpr bool kGated = IsGated(kActivate);
 };
 
 // An item: up to eight routes of one expert, as expert | routes << 12 | first position << 16.
@@ -103,6 +118,9 @@ struct Smem {
 static_assert(sizeof(ListScratch) <= kOutFloats * sizeof(float));
 static_assert(sizeof(Smem) <= 232448, "the shared memory of a Hopper block");
 
+/// Where feature f of a 64-block of h lies in it.
+__device__ __forceinline__ int HiddenSlot(int f) { return f / 16 * 8 + f / 8 % 2 * 32 + f % 8; }
+
 /// This thread's place.
 struct Place {
   int lane, warp, group, k_part, g, t;
@@ -122,7 +140,7 @@ inline constexpr int kRoutesAThread = kMaxRoutes / kThreads;
 struct ThreadRoutes {
   int id[kRoutesAThread];    // the expert, -1 without one
   int rank[kRoutesAThread];  // the order in which ListItems counted the route
-  float weight[kRoutesAThread], global[kRoutesAThread];
+  float weight[kRoutesAThread], global[kRoutesAThread], gscale[kRoutesAThread];
 };
 
 __device__ __forceinline__ ThreadRoutes LoadRoutes(const Args& a) {
@@ -137,20 +155,25 @@ __device__ __forceinline__ ThreadRoutes LoadRoutes(const Args& a) {
 }
 
 /// Drops invalid ids and asks for the others' global scale of down.
+template <class N>
 __device__ __forceinline__ void LoadGlobals(const Args& a, ThreadRoutes& r) {
 #pragma unroll
   for (int i = 0; i < kRoutesAThread; ++i) {
     if (static_cast<unsigned>(r.id[i]) >= static_cast<unsigned>(a.experts)) r.id[i] = -1;
     r.global[i] = r.id[i] >= 0 ? __ldg(a.g2 + r.id[i]) : 0.0f;
+    if constexpr (N::kFp4) r.gscale[i] = r.id[i] >= 0 ? __ldg(a.a2 + r.id[i]) : 1.0f;
   }
 }
 
 /// For GEMM2; after everything that the first weights wait for.
+template <class N>
 __device__ __forceinline__ void StoreFactors(const Args& a, Smem& s, const ThreadRoutes& r) {
 #pragma unroll
   for (int i = 0; i < kRoutesAThread; ++i) {
     const int route = threadIdx.x + i * kThreads;
-    if (route < a.routes) s.factor[route] = r.weight[i] * (r.global[i] * kHopperWeightScale);
+    float global = r.global[i] * kHopperWeightScale;
+    if constexpr (N::kFp4) global *= __frcp_rn(r.gscale[i]);
+    if (route < a.routes) s.factor[route] = r.weight[i] * global;
   }
 }
 
@@ -452,12 +475,15 @@ class WeightStream {
   uint32_t parity_ = 0;
 };
 
-/// Multiplies one tile, 64 k, with the activations b of eight routes.
+/// Multiplies one tile, 64 k, with the activations b of eight routes. `rows`: of its scales, for the
+/// rows that b is meant for: the others add zero.
 __device__ __forceinline__ void MultiplyTile(const uint8_t* tile, int lane, const uint32_t (&b)[8],
-                                             float (&acc)[4]) {
+                                             float (&acc)[4], uint32_t rows = 0xFFFFu) {
   const uint4 w = reinterpret_cast<const uint4*>(tile)[lane];
-  const ScalePair scale =
+  ScalePair scale =
       ExpandScales(reinterpret_cast<const uint16_t*>(tile + kHopperTileCodeBytes)[lane]);
+  if (!(rows & 0xFFu)) scale.low = 0;
+  if (!(rows & 0xFF00u)) scale.high = 0;
   const uint32_t words[4] = {w.x, w.y, w.z, w.w};
 #pragma unroll
   for (int j = 0; j < 4; ++j) {

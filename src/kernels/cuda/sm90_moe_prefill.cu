@@ -1,4 +1,4 @@
-// sm90_nvfp4_bf16_experts_prefill: all routed experts of a layer for many tokens.
+// sm90_nvfp4_{bf16,nvfp4}_experts_prefill: all routed experts of a layer for many tokens.
 //
 // Six kernels, each launched while the one before still runs (programmatic dependent launch):
 //   Count    routes by expert
@@ -7,6 +7,10 @@
 //   GEMM1    gate, up and activation        (sm90_moe_prefill_gemm.cu)
 //   GEMM2    down                           (the same)
 //   Sum      over top-k with the router's weights, in the order of k
+//
+// NVFP4 activations: Scatter quantizes x, GEMM1 what it stores of h. Where gate and up have gscales of
+// their own, there are two x, one after the other along K, and GEMM1's weights pass twice, each time
+// with the other's rows at zero.
 //
 // Scatter writes every token top-k times. A gather inside GEMM1 moves less, but its 16-byte copies
 // hold the tensor cores back by more than the extra kernel costs (docs/performance.md).
@@ -21,8 +25,10 @@
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/sm90_launch.h"
 #include "kernels/cuda/sm90_moe.h"
+#include "kernels/cuda/sm90_moe_inspect.h"
 #include "kernels/cuda/sm90_moe_prefill.h"
 #include "kernels/cuda/sm90_ptx.cuh"
+#include "kernels/cuda/sm90_quantize.cuh"
 #include "layout/hopper_tile.h"
 
 namespace nibble::cuda {
@@ -121,10 +127,52 @@ struct ScatterArgs {
   uint8_t* out;       // [steps][rows][128 bytes], see sm90_moe_prefill.h
   const int32_t* row_of_route;
   int top_k, hidden, steps, rows;
+  const int32_t* ids;    // kFp4Expert and kFp4Shard
+  const float* gscales;  // [E][shards]
+  int shards;
 };
 
-/// A block a token. Chunk c of a 64-block holds the pairs k = 2c, 16 + 2c, 32 + 2c, 48 + 2c: slots 2t,
-/// 2t+1 of lane t, the order that hopper_tile.h gives to the k's of a weight fragment.
+/// Chunk c of a 64-block holds the pairs k = 2c, 16 + 2c, 32 + 2c, 48 + 2c: slots 2t, 2t+1 of lane t,
+/// the order that hopper_tile.h gives to the k's of a weight fragment. So eight lanes have four NVFP4
+/// blocks, a pair of each block a lane.
+struct Chunk {
+  uint32_t v[4];
+};
+
+/// The four blocks' largest magnitudes, in lanes that hold chunks 0 .. 7.
+__device__ __forceinline__ void MaxOfBlocks(const Chunk& x, float (&amax)[4]) {
+  uint32_t two[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const uint32_t a = x.v[2 * i] & kMagnitudes, b = x.v[2 * i + 1] & kMagnitudes;
+    two[i] = MaxBf16x2(__byte_perm(a, b, 0x5410), __byte_perm(a, b, 0x7632));
+  }
+  const uint32_t lanes = 0xFFu << (threadIdx.x & 24);
+#pragma unroll
+  for (int o = 1; o < 8; o <<= 1) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) two[i] = MaxBf16x2(two[i], __shfl_xor_sync(lanes, two[i], o));
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    amax[i] = fmaxf(i % 2 ? HighBf16(two[i / 2]) : LowBf16(two[i / 2]), 0.0f);
+  }
+}
+
+__device__ __forceinline__ Chunk QuantizeChunk(const Chunk& x, const float (&amax)[4],
+                                               float gscale) {
+  const Gscale g = GscaleOf(gscale);
+  Chunk q;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const BlockScale scale = ScaleOfBlock(amax[i], g);
+    q.v[i] = QuantizePair(x.v[i], scale, scale);
+  }
+  return q;
+}
+
+/// A block a token.
+template <Sm90Precision kPrecision>
 __global__ void __launch_bounds__(kScatterThreads) Scatter(const __grid_constant__ ScatterArgs a) {
   WaitForPreviousKernel();
   LetNextKernelStart();
@@ -132,15 +180,32 @@ __global__ void __launch_bounds__(kScatterThreads) Scatter(const __grid_constant
   for (int i = threadIdx.x; i < a.steps * 8; i += kScatterThreads) {
     const int c = i % 8, k = i / 8 * 64;
     const uint32_t* from = a.x + (token * a.hidden + k) / 2 + c;
-    uint32_t v[4];
+    Chunk x;
 #pragma unroll
-    for (int t = 0; t < 4; ++t) v[t] = k + 16 * t < a.hidden ? __ldg(from + 8 * t) : 0;
+    for (int t = 0; t < 4; ++t) x.v[t] = k + 16 * t < a.hidden ? __ldg(from + 8 * t) : 0;
+    const auto store = [&](int row, int step, const Chunk& v) {
+      const size_t place = (static_cast<size_t>(step) * a.rows + row) * 128 + ((c ^ row % 8) << 4);
+      *reinterpret_cast<uint4*>(a.out + place) = make_uint4(v.v[0], v.v[1], v.v[2], v.v[3]);
+    };
+    float amax[4];
+    if constexpr (kPrecision != Sm90Precision::kBf16) MaxOfBlocks(x, amax);
+    if constexpr (kPrecision == Sm90Precision::kFp4Layer) {
+      x = QuantizeChunk(x, amax, __ldg(a.gscales));
+    }
 #pragma unroll 8
     for (int j = 0; j < a.top_k; ++j) {
-      const int row = __ldcg(a.row_of_route + token * a.top_k + j);
+      const int64_t route = token * a.top_k + j;
+      const int row = __ldcg(a.row_of_route + route);
       if (row < 0) continue;
-      const size_t place = (static_cast<size_t>(i / 8) * a.rows + row) * 128 + ((c ^ row % 8) << 4);
-      *reinterpret_cast<uint4*>(a.out + place) = make_uint4(v[0], v[1], v[2], v[3]);
+      if constexpr (kPrecision == Sm90Precision::kBf16 || kPrecision == Sm90Precision::kFp4Layer) {
+        store(row, i / 8, x);
+      } else {
+        const float* gscales = a.gscales + static_cast<int64_t>(__ldg(a.ids + route)) * a.shards;
+        store(row, i / 8, QuantizeChunk(x, amax, __ldg(gscales)));
+        if constexpr (kPrecision == Sm90Precision::kFp4Shard) {
+          store(row, a.steps + i / 8, QuantizeChunk(x, amax, __ldg(gscales + 1)));
+        }
+      }
     }
   }
 }
@@ -154,8 +219,21 @@ struct SumArgs {
   uint4* y;
   int32_t* counters;  // reset for the next launch
   int chunks, top_k, counter_count;
+  const int32_t* ids;  // for the bias
+  const float* bias;   // [E][H]
 };
 
+/// A route's share of the bias of eight columns. A weight of zero stands for a route without an
+/// expert, too.
+__device__ __forceinline__ void AddBias(const SumArgs& a, int route, int chunk, float weight,
+                                        float (&sum)[8]) {
+  if (weight == 0) return;
+  const float* bias = a.bias + (static_cast<int64_t>(__ldg(a.ids + route)) * a.chunks + chunk) * 8;
+#pragma unroll
+  for (int j = 0; j < 8; ++j) sum[j] += weight * __ldg(bias + j);
+}
+
+template <bool kBias>
 __global__ void __launch_bounds__(kSumThreads) Sum(const __grid_constant__ SumArgs a) {
   WaitForPreviousKernel();
   LetNextKernelStart();
@@ -179,6 +257,7 @@ __global__ void __launch_bounds__(kSumThreads) Sum(const __grid_constant__ SumAr
     }
 #pragma unroll
     for (int k = 0; k < kInFlight; ++k) {
+      if constexpr (kBias) AddBias(a, token * a.top_k + first + k, chunk, w[k], sum);
       const uint32_t words[4] = {v[k].x, v[k].y, v[k].z, v[k].w};
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
@@ -199,13 +278,13 @@ __global__ void __launch_bounds__(kSumThreads) Sum(const __grid_constant__ SumAr
 // --- workspace and launch ---
 
 struct Workspace {
-  size_t counts, placed, next_tile, tile_count, tiles, token_of_row, row_of_route, x, h, rows,
-      bytes;
+  size_t counts, placed, next_tile, tile_count, tiles, row_of_route, h, rows, bytes;
   int row_count;
 };
 
 Workspace Layout(const Sm90MoeShape& shape, int tokens) {
   const size_t experts = shape.experts, routes = static_cast<size_t>(tokens) * shape.top_k;
+  const size_t xs = shape.precision == Sm90Precision::kFp4Shard ? shape.shards() : 1;
   Workspace ws{};
   size_t at = 0;
   const auto take = [&](size_t bytes) {
@@ -227,25 +306,9 @@ Workspace Layout(const Sm90MoeShape& shape, int tokens) {
   ws.row_of_route = take(sizeof(int32_t) * routes);
   ws.h = take(sizeof(Bf16) * ws.row_count * RoundUpTo(shape.intermediate, 64));
   // GEMM1's x, then GEMM2's output.
-  ws.rows = take(sizeof(Bf16) * ws.row_count * RoundUpTo(shape.hidden, 64));
+  ws.rows = take(sizeof(Bf16) * ws.row_count * RoundUpTo(shape.hidden, 64) * xs);
   ws.bytes = at;
   return ws;
-}
-
-template <class Args>
-Result<void> LaunchDependent(void (*kernel)(Args), dim3 grid, int threads, const Args& args,
-                             cudaStream_t stream) {
-  cudaLaunchAttribute dependent{};
-  dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  dependent.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = dim3(threads);
-  config.stream = stream;
-  config.attrs = &dependent;
-  config.numAttrs = 1;
-  NIBBLE_CUDA_TRY(cudaLaunchKernelEx(&config, kernel, args));
-  return {};
 }
 
 /// A map of one layer's packed matrix whose boxes are 256 rows of one k block. Rows past the last
@@ -282,6 +345,156 @@ Result<void> MapWeights(GemmArgs& a, const uint8_t* weights, const HopperLayout&
   return {};
 }
 
+/// What the launches of one call share.
+struct Call {
+  const Sm90MoeParams& params;
+  const Workspace ws;
+  const HopperLayout l13, l2;
+  const int blocks, routes;
+  cudaStream_t stream;
+  GemmKind kind;
+
+  template <class T>
+  T* At(size_t offset) const {
+    return reinterpret_cast<T*>(params.workspace + offset);
+  }
+};
+
+Result<void> LaunchSort(const Call& c) {
+  const Sm90MoeShape& shape = c.params.shape;
+  CountArgs count{};
+  count.ids = c.params.ids;
+  count.counts = c.At<int32_t>(c.ws.counts);
+  count.routes = c.routes;
+  count.experts = shape.experts;
+  const dim3 grid((c.routes + kSortThreads - 1) / kSortThreads);
+  NIBBLE_CHECK_OK(LaunchDependent(Count, grid, kSortThreads, count, c.stream));
+
+  SortArgs sort{};
+  sort.ids = c.params.ids;
+  sort.counts = count.counts;
+  sort.placed = c.At<int32_t>(c.ws.placed);
+  sort.routes = c.routes;
+  sort.experts = shape.experts;
+  sort.max_n = MaxN(c.kind.shape);
+  sort.row_of_route = c.At<int32_t>(c.ws.row_of_route);
+  sort.tiles = c.At<TokenTile>(c.ws.tiles);
+  sort.tile_count = c.At<int32_t>(c.ws.tile_count);
+  return LaunchDependent(Sort, grid, kSortThreads, sort, c.stream);
+}
+
+Result<void> LaunchScatter(const Call& c) {
+  const Sm90MoeParams& p = c.params;
+  ScatterArgs scatter{};
+  scatter.x = reinterpret_cast<const uint32_t*>(p.x);
+  scatter.out = c.At<uint8_t>(c.ws.rows);
+  scatter.row_of_route = c.At<int32_t>(c.ws.row_of_route);
+  scatter.top_k = p.shape.top_k;
+  scatter.hidden = p.shape.hidden;
+  scatter.steps = static_cast<int>(c.l13.k_blocks);
+  scatter.rows = c.ws.row_count;
+  scatter.ids = p.ids;
+  scatter.gscales = p.a1_gscale;
+  scatter.shards = p.shape.shards();
+  const auto launch = [&](void (*kernel)(ScatterArgs)) {
+    return LaunchDependent(kernel, dim3(p.tokens), kScatterThreads, scatter, c.stream);
+  };
+  switch (p.shape.precision) {
+    case Sm90Precision::kBf16:
+      return launch(Scatter<Sm90Precision::kBf16>);
+    case Sm90Precision::kFp4Layer:
+      return launch(Scatter<Sm90Precision::kFp4Layer>);
+    case Sm90Precision::kFp4Expert:
+      return launch(Scatter<Sm90Precision::kFp4Expert>);
+    case Sm90Precision::kFp4Shard:
+      break;
+  }
+  return launch(c.kind.split ? Scatter<Sm90Precision::kFp4Shard>
+                             : Scatter<Sm90Precision::kFp4Expert>);
+}
+
+Result<void> LaunchGemms(const Call& c) {
+  const Sm90MoeParams& p = c.params;
+  GemmArgs gemm{};
+  NIBBLE_CHECK_OK(MapWeights(gemm, p.w13, c.l13, p.shape.experts));
+  gemm.globals = p.g1;
+  gemm.gscales = p.a1_gscale;
+  gemm.h_gscales = p.a2_gscale;
+  gemm.activation = ActivationOf(p);
+  gemm.x = c.At<uint8_t>(c.ws.rows);
+  gemm.tiles = c.At<TokenTile>(c.ws.tiles);
+  gemm.tile_count = c.At<int32_t>(c.ws.tile_count);
+  gemm.next_tile = c.At<int32_t>(c.ws.next_tile);
+  gemm.out = c.At<uint8_t>(c.ws.h);
+  gemm.weight_steps = static_cast<int>(c.l13.k_blocks);
+  gemm.steps = gemm.weight_steps * (c.kind.split ? 2 : 1);
+  gemm.row_tiles = static_cast<int>((c.l13.tiles + 15) / 16);
+  gemm.h_blocks = static_cast<int>(c.l2.k_blocks);
+  gemm.rows = c.ws.row_count;
+  NIBBLE_CHECK_OK(LaunchGemm1(c.kind, gemm, c.blocks, c.stream));
+
+  NIBBLE_CHECK_OK(MapWeights(gemm, p.w2, c.l2, p.shape.experts));
+  gemm.globals = p.g2;
+  gemm.gscales = p.a2_gscale;
+  gemm.x = c.At<uint8_t>(c.ws.h);
+  gemm.next_tile = c.At<int32_t>(c.ws.next_tile) + 1;
+  gemm.out = c.At<uint8_t>(c.ws.rows);
+  gemm.weight_steps = gemm.steps = static_cast<int>(c.l2.k_blocks);
+  gemm.row_tiles = static_cast<int>((c.l2.tiles + 15) / 16);
+  gemm.out_columns = p.shape.hidden;
+  return LaunchGemm2(c.kind, gemm, c.blocks, c.stream);
+}
+
+Result<void> LaunchSum(const Call& c) {
+  const Sm90MoeParams& p = c.params;
+  SumArgs sum{};
+  sum.rows = c.At<const uint4>(c.ws.rows);
+  sum.row_of_route = c.At<const int32_t>(c.ws.row_of_route);
+  sum.weights = p.weights;
+  sum.y = reinterpret_cast<uint4*>(p.y);
+  sum.counters = c.At<int32_t>(c.ws.counts);
+  sum.chunks = p.shape.hidden / 8;
+  sum.top_k = p.shape.top_k;
+  sum.counter_count = 2 * p.shape.experts;
+  sum.ids = p.ids;
+  sum.bias = p.b2;
+  const unsigned columns = (sum.chunks + kSumThreads - 1) / kSumThreads;
+  return LaunchDependent(p.b2 != nullptr ? Sum<true> : Sum<false>, dim3(p.tokens, columns),
+                         kSumThreads, sum, c.stream);
+}
+
+/// Few tokens an expert: more warps a block. The narrow GEMM takes its k blocks in pairs.
+GemmKind KindOf(const Sm90MoeParams& p, const HopperLayout& l13, const HopperLayout& l2) {
+  const int64_t routes = static_cast<int64_t>(p.tokens) * p.shape.top_k;
+  GemmKind kind{};
+  kind.activate = ActivateOf(p);
+  kind.fp4 = p.shape.precision != Sm90Precision::kBf16;
+  kind.split = p.shape.precision == Sm90Precision::kFp4Shard && p.shape.gated();
+  const bool narrow = routes <= MaxN(TileShape::kNarrow) * static_cast<int64_t>(p.shape.experts) &&
+                      l13.k_blocks % 2 == 0 && l2.k_blocks % 2 == 0 && !kind.split;
+  kind.shape = narrow ? TileShape::kNarrow : TileShape::kWide;
+  return kind;
+}
+
+// --- inspection ---
+
+struct HiddenArgs {
+  const uint8_t* h;
+  const int32_t* row_of_route;
+  uint16_t* out;
+  int routes, features, rows;
+};
+
+__global__ void __launch_bounds__(256) CopyHidden(const __grid_constant__ HiddenArgs a) {
+  for (int i = blockIdx.x * 256 + threadIdx.x; i < a.routes * a.features; i += gridDim.x * 256) {
+    const int f = i % a.features, row = a.row_of_route[i / a.features];
+    if (row < 0) continue;
+    const int place = PairPlace(f % 64 & ~1) ^ row % 8 << 4;
+    a.out[i] = reinterpret_cast<const uint16_t*>(
+        a.h + (static_cast<size_t>(f / 64) * a.rows + row) * 128 + place)[f % 2];
+  }
+}
+
 }  // namespace
 }  // namespace prefill
 
@@ -290,89 +503,32 @@ size_t Sm90MoePrefillWorkspace(const Sm90MoeShape& shape, int tokens) {
 }
 
 Result<void> LaunchSm90MoePrefill(const Sm90MoeParams& params, cudaStream_t stream) {
-  using namespace prefill;
   const Sm90MoeShape& shape = params.shape;
   NIBBLE_CHECK_OK(CheckSm90Moe(params, 1 << 20));
   NIBBLE_TRY(const int blocks, MultiprocessorCount());
-  const Workspace ws = Layout(shape, params.tokens);
-  const HopperLayout l13 = HopperW13Layout(shape.hidden, shape.intermediate);
+  const HopperLayout l13 = W13LayoutOf(shape);
   const HopperLayout l2 = HopperW2Layout(shape.hidden, shape.intermediate);
-  const auto at = [&]<class T>(T*, size_t offset) {
-    return reinterpret_cast<T*>(params.workspace + offset);
-  };
-  int32_t* const ints = nullptr;
-  const int routes = params.tokens * shape.top_k;
-  // Few tokens an expert: more warps a block. The narrow GEMM takes its k blocks in pairs.
-  const bool narrow = routes <= MaxN(TileShape::kNarrow) * static_cast<int64_t>(shape.experts) &&
-                      l13.k_blocks % 2 == 0 && l2.k_blocks % 2 == 0;
-  const TileShape tile_shape = narrow ? TileShape::kNarrow : TileShape::kWide;
+  const prefill::Call call{
+      params, prefill::Layout(shape, params.tokens), l13,    l2,
+      blocks, params.tokens * shape.top_k,           stream, prefill::KindOf(params, l13, l2)};
+  NIBBLE_CHECK_OK(prefill::LaunchSort(call));
+  NIBBLE_CHECK_OK(prefill::LaunchScatter(call));
+  NIBBLE_CHECK_OK(prefill::LaunchGemms(call));
+  return prefill::LaunchSum(call);
+}
 
-  CountArgs count{};
-  count.ids = params.ids;
-  count.counts = at(ints, ws.counts);
-  count.routes = routes;
-  count.experts = shape.experts;
-  const int sort_blocks = (routes + kSortThreads - 1) / kSortThreads;
-  NIBBLE_CHECK_OK(LaunchDependent(Count, dim3(sort_blocks), kSortThreads, count, stream));
-
-  SortArgs sort{};
-  sort.ids = params.ids;
-  sort.counts = at(ints, ws.counts);
-  sort.placed = at(ints, ws.placed);
-  sort.routes = routes;
-  sort.experts = shape.experts;
-  sort.max_n = MaxN(tile_shape);
-  sort.row_of_route = at(ints, ws.row_of_route);
-  sort.tiles = reinterpret_cast<TokenTile*>(params.workspace + ws.tiles);
-  sort.tile_count = at(ints, ws.tile_count);
-  NIBBLE_CHECK_OK(LaunchDependent(Sort, dim3(sort_blocks), kSortThreads, sort, stream));
-
-  ScatterArgs scatter{};
-  scatter.x = reinterpret_cast<const uint32_t*>(params.x);
-  scatter.out = reinterpret_cast<uint8_t*>(params.workspace + ws.rows);
-  scatter.row_of_route = sort.row_of_route;
-  scatter.top_k = shape.top_k;
-  scatter.hidden = shape.hidden;
-  scatter.steps = static_cast<int>(l13.k_blocks);
-  scatter.rows = ws.row_count;
-  NIBBLE_CHECK_OK(LaunchDependent(Scatter, dim3(params.tokens), kScatterThreads, scatter, stream));
-
-  GemmArgs gemm{};
-  NIBBLE_CHECK_OK(MapWeights(gemm, params.w13, l13, shape.experts));
-  gemm.globals = params.g1;
-  gemm.x = scatter.out;
-  gemm.tiles = sort.tiles;
-  gemm.tile_count = sort.tile_count;
-  gemm.next_tile = at(ints, ws.next_tile);
-  gemm.out = reinterpret_cast<uint8_t*>(params.workspace + ws.h);
-  gemm.steps = static_cast<int>(l13.k_blocks);
-  gemm.row_blocks = static_cast<int>(l13.tiles / 8);
-  gemm.row_tiles = (gemm.row_blocks + 1) / 2;
-  gemm.rows = ws.row_count;
-  NIBBLE_CHECK_OK(LaunchGemm1(tile_shape, gemm, blocks, stream));
-
-  NIBBLE_CHECK_OK(MapWeights(gemm, params.w2, l2, shape.experts));
-  gemm.globals = params.g2;
-  gemm.x = reinterpret_cast<const uint8_t*>(params.workspace + ws.h);
-  gemm.next_tile = at(ints, ws.next_tile) + 1;
-  gemm.out = reinterpret_cast<uint8_t*>(params.workspace + ws.rows);
-  gemm.steps = static_cast<int>(l2.k_blocks);
-  gemm.row_blocks = static_cast<int>((l2.tiles + 7) / 8);
-  gemm.row_tiles = (gemm.row_blocks + 1) / 2;
-  gemm.out_columns = shape.hidden;
-  NIBBLE_CHECK_OK(LaunchGemm2(tile_shape, gemm, blocks, stream));
-
-  SumArgs sum{};
-  sum.rows = reinterpret_cast<const uint4*>(params.workspace + ws.rows);
-  sum.row_of_route = sort.row_of_route;
-  sum.weights = params.weights;
-  sum.y = reinterpret_cast<uint4*>(params.y);
-  sum.counters = count.counts;
-  sum.chunks = shape.hidden / 8;
-  sum.top_k = shape.top_k;
-  sum.counter_count = 2 * shape.experts;
-  const unsigned columns = (sum.chunks + kSumThreads - 1) / kSumThreads;
-  return LaunchDependent(Sum, dim3(params.tokens, columns), kSumThreads, sum, stream);
+Result<void> CopySm90MoePrefillHidden(const Sm90MoeParams& params, Bf16* h, cudaStream_t stream) {
+  const prefill::Workspace ws = prefill::Layout(params.shape, params.tokens);
+  prefill::HiddenArgs a{};
+  a.h = reinterpret_cast<const uint8_t*>(params.workspace + ws.h);
+  a.row_of_route = reinterpret_cast<const int32_t*>(params.workspace + ws.row_of_route);
+  a.out = reinterpret_cast<uint16_t*>(h);
+  a.routes = params.tokens * params.shape.top_k;
+  a.features = params.shape.intermediate;
+  a.rows = ws.row_count;
+  prefill::CopyHidden<<<1024, 256, 0, stream>>>(a);
+  NIBBLE_CUDA_TRY(cudaGetLastError());
+  return {};
 }
 
 }  // namespace nibble::cuda

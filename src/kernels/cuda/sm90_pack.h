@@ -19,6 +19,8 @@ struct Sm90PackSource {
   const uint8_t* scales = nullptr;  // [n, k/16] e4m3
   size_t codes_stride = 0;          // bytes from one expert to the next
   size_t scales_stride = 0;
+  int row_step = 1;  // rows from one to the next: 2 where gate and up alternate (swigluoai), each
+                     // then starts at its own first row
 };
 
 /// `out` receives `experts` matrices of HopperW13Layout(hidden, intermediate); gate and up are
@@ -26,6 +28,10 @@ struct Sm90PackSource {
 /// errors   kInvalidArgument (shapes not multiples of 16, alignment), kDevice
 Result<void> LaunchSm90PackW13(const Sm90PackSource& gate, const Sm90PackSource& up, int experts,
                                int hidden, int intermediate, uint8_t* out, cudaStream_t stream);
+
+/// The same for up alone, in HopperW1Layout.
+Result<void> LaunchSm90PackW1(const Sm90PackSource& up, int experts, int hidden, int intermediate,
+                              uint8_t* out, cudaStream_t stream);
 
 /// The same for down, [hidden, intermediate], in HopperW2Layout.
 Result<void> LaunchSm90PackW2(const Sm90PackSource& down, int experts, int hidden, int intermediate,

@@ -1,0 +1,183 @@
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cuda_moe_reference.h"
+#include "kernels/cuda/sm90_moe.h"
+#include "kernels/cuda/sm90_pack.h"
+#include "layout/hopper_pack.h"
+
+// What the checks and the timings give the kernels: weights, scales, routings.
+
+namespace nibble::bench {
+
+using cuda::Sm90Activation;
+using cuda::Sm90MoeParams;
+using cuda::Sm90MoeShape;
+using cuda::Sm90Precision;
+
+#define BENCH_CUDA(call)                                                               \
+  do {                                                                                 \
+    if (const cudaError_t e_ = (call); e_ != cudaSuccess) {                            \
+      std::printf("FAIL %s: %s (line %d)\n", #call, cudaGetErrorString(e_), __LINE__); \
+      std::fflush(stdout);                                                             \
+      std::_Exit(2);                                                                   \
+    }                                                                                  \
+  } while (false)
+
+inline void Must(const Result<void>& result) {
+  if (result) return;
+  std::printf("FAIL %s\n", result.error().what.c_str());
+  std::fflush(stdout);
+  std::_Exit(2);
+}
+
+template <class T>
+class Buffer {
+ public:
+  explicit Buffer(size_t n = 0) : n_(n) {
+    if (n) BENCH_CUDA(cudaMalloc(&p_, n * sizeof(T)));
+  }
+  explicit Buffer(const std::vector<T>& v) : Buffer(v.size()) { Write(v); }
+  Buffer(Buffer&& o) noexcept : p_(std::exchange(o.p_, nullptr)), n_(std::exchange(o.n_, 0)) {}
+  Buffer& operator=(Buffer&& o) noexcept {
+    std::swap(p_, o.p_), std::swap(n_, o.n_);
+    return *this;
+  }
+  ~Buffer() { cudaFree(p_); }
+  T* get() const { return p_; }
+  size_t size() const { return n_; }
+  void Fill(int byte) { BENCH_CUDA(cudaMemset(p_, byte, n_ * sizeof(T))); }
+  void Write(const std::vector<T>& v) {
+    BENCH_CUDA(cudaMemcpy(p_, v.data(), v.size() * sizeof(T), cudaMemcpyHostToDevice));
+  }
+  std::vector<T> Read() const {
+    std::vector<T> v(n_);
+    BENCH_CUDA(cudaMemcpy(v.data(), p_, n_ * sizeof(T), cudaMemcpyDeviceToHost));
+    return v;
+  }
+
+ private:
+  T* p_ = nullptr;
+  size_t n_ = 0;
+};
+
+struct Kernel {
+  const char* name;
+  Result<void> (*launch)(const Sm90MoeParams&, cudaStream_t);
+  size_t (*workspace)(const Sm90MoeShape&, int tokens);
+  int (*max_tokens)(const Sm90MoeShape&);
+  Result<void> (*hidden)(const Sm90MoeParams&, Bf16*, cudaStream_t);
+};
+extern const Kernel kKernels[2];
+
+// --- weights: gate, up, down ---
+
+struct Canonical {
+  explicit Canonical(const Sm90MoeShape& s)
+      : n(size_t(s.experts) * s.intermediate * s.hidden),
+        codes{Buffer<uint8_t>(n / 2), Buffer<uint8_t>(n / 2), Buffer<uint8_t>(n / 2)},
+        scales{Buffer<uint8_t>(n / 16), Buffer<uint8_t>(n / 16), Buffer<uint8_t>(n / 16)},
+        view{s,
+             codes[0].get(),
+             scales[0].get(),
+             codes[1].get(),
+             scales[1].get(),
+             codes[2].get(),
+             scales[2].get()} {}
+  cuda::Sm90PackSource Source(int i) const {
+    const size_t e = view.shape.experts;
+    return {codes[i].get(), scales[i].get(), n / e / 2, n / e / 16};
+  }
+  size_t n;
+  Buffer<uint8_t> codes[3], scales[3];
+  CanonicalExperts view;
+};
+
+inline HopperLayout W13LayoutOf(const Sm90MoeShape& s) {
+  return s.gated() ? HopperW13Layout(s.hidden, s.intermediate)
+                   : HopperW1Layout(s.hidden, s.intermediate);
+}
+
+struct Packed {
+  explicit Packed(const Sm90MoeShape& s)
+      : w13(s.experts * W13LayoutOf(s).bytes()),
+        w2(s.experts * HopperW2Layout(s.hidden, s.intermediate).bytes()) {}
+  void Pack(const Canonical& c, cudaStream_t stream) {
+    const Sm90MoeShape& s = c.view.shape;
+    if (s.gated()) {
+      Must(cuda::LaunchSm90PackW13(c.Source(0), c.Source(1), s.experts, s.hidden, s.intermediate,
+                                   w13.get(), stream));
+    } else {
+      Must(cuda::LaunchSm90PackW1(c.Source(1), s.experts, s.hidden, s.intermediate, w13.get(),
+                                  stream));
+    }
+    Must(
+        cuda::LaunchSm90PackW2(c.Source(2), s.experts, s.hidden, s.intermediate, w2.get(), stream));
+  }
+  Buffer<uint8_t> w13, w2;
+};
+
+// --- scales ---
+
+/// Global scales that bring every stage to about 1, different for every expert, gate and up; gscales
+/// as unequal as the shape's precision says; biases.
+struct Scales {
+  /// `tiny`: x is a thousandth, the inputs' scales and g2 are about 2e-5.
+  Scales(const Sm90MoeShape& s, bool tiny) {
+    const float x = tiny ? 1e-3f : 1.0f;
+    std::vector<float> one, two, a_one, a_two, bias1, bias2;
+    for (int e = 0; e < s.experts; ++e) {
+      const float k = 0.3f / std::sqrt(float(s.hidden)) / x, spread = float(e % 7) / 7;
+      if (s.gated()) one.push_back(k * (1.5f + 0.5f * spread));
+      one.push_back(k * (1.3f - 0.6f * spread));
+      two.push_back(0.4f / std::sqrt(float(s.intermediate)) * (0.8f + 0.5f * spread) * x);
+      for (int i = 0; i < s.shards(); ++i) {
+        const bool by_expert = s.precision >= Sm90Precision::kFp4Expert;
+        const bool by_shard = s.precision == Sm90Precision::kFp4Shard;
+        a_one.push_back(2688.0f / 49 / x * (by_expert ? 0.7f + float(e % 5) / 8 : 1.0f) *
+                        (by_shard && i ? 0.61f : 1.0f));
+      }
+      a_two.push_back(2688.0f / 40 * (0.6f + float(e % 6) / 7));
+    }
+    std::mt19937 random(3);
+    const auto value = [&] { return float(random() % 2001) / 1000 - 1; };
+    bias1.resize(size_t(s.experts) * s.shards() * s.intermediate);
+    bias2.resize(size_t(s.experts) * s.hidden);
+    for (float& v : bias1) v = value();
+    for (float& v : bias2) v = value() * x;
+    g1 = Buffer<float>(one), g2 = Buffer<float>(two);
+    a1 = Buffer<float>(a_one), a2 = Buffer<float>(a_two);
+    b13 = Buffer<float>(bias1), b2 = Buffer<float>(bias2);
+  }
+  void Give(Sm90MoeParams& p, bool biases) const {
+    p.g1 = g1.get(), p.g2 = g2.get();
+    const bool fp4 = p.shape.precision != Sm90Precision::kBf16;
+    p.a1_gscale = fp4 ? a1.get() : nullptr, p.a2_gscale = fp4 ? a2.get() : nullptr;
+    p.b13 = biases ? b13.get() : nullptr, p.b2 = biases ? b2.get() : nullptr;
+  }
+  Buffer<float> g1, g2, a1, a2, b13, b2;
+};
+
+// --- routing ---
+
+enum class Routing { kUniform, kSkewed, kOneExpert, kWithInvalid };
+const char* NameOf(Routing r);
+
+struct Routes {
+  Routes(const Sm90MoeShape& s, int tokens, Routing how, uint32_t seed);
+  int Touched(int experts) const;
+  std::vector<int32_t> ids_host;
+  Buffer<int32_t> ids;
+  Buffer<float> weights;
+};
+
+}  // namespace nibble::bench

@@ -1,0 +1,280 @@
+#pragma once
+
+#include "kernels/cuda/sm90_moe_decode.cuh"
+
+// GEMM1 of the decode kernel: gate and up, the activation function, h.
+
+namespace nibble::cuda::decode {
+
+__device__ __forceinline__ __nv_bfloat16* RowOfH(const Args& a, const Smem& s, int route) {
+  return a.h + static_cast<size_t>(2 * route + s.odd_launch) * a.padded_intermediate;
+}
+
+/// What the epilogue needs of an expert, asked for long before.
+template <class N>
+struct ItemScales {
+  float2 g1 = {0, 0};
+  float2 a1 = {1, 1};
+  float a2 = 1;
+  __device__ __forceinline__ ItemScales(const Args& a, const Smem& s, const Work& w, int item) {
+    if (item >= w.items) return;
+    const int expert = UnpackItem(s.item[w.first_listed + item]).expert;
+    if constexpr (N::kGated) {
+      g1 = __ldg(reinterpret_cast<const float2*>(a.g1) + expert);
+    } else {
+      g1.y = __ldg(a.g1 + expert);
+    }
+    if constexpr (N::kFp4) {
+      a1.x = __ldg(a.a1 + expert * a.a1_shards);
+      a1.y = __ldg(a.a1 + (expert + 1) * a.a1_shards - 1);
+      a2 = __ldg(a.a2 + expert);
+    }
+  }
+  __device__ __forceinline__ float gate() const {
+    return N::kFp4 ? g1.x * kHopperWeightScale * __frcp_rn(a1.x) : g1.x * kHopperWeightScale;
+  }
+  __device__ __forceinline__ float up() const {
+    return N::kFp4 ? g1.y * kHopperWeightScale * __frcp_rn(a1.y) : g1.y * kHopperWeightScale;
+  }
+};
+
+/// Quantizes 16 features of eight routes: a lane has feature HopperInEight(g) of either eight, for
+/// routes 2t and 2t + 1.
+__device__ __forceinline__ void QuantizeHidden(uint32_t (&both)[2], float gscale) {
+  uint32_t amax = MaxBf16x2(both[0] & kMagnitudes, both[1] & kMagnitudes);
+#pragma unroll
+  for (int o = 4; o < 32; o <<= 1) amax = MaxBf16x2(amax, __shfl_xor_sync(~0u, amax, o));
+  const Gscale g = GscaleOf(gscale);
+  const BlockScale low = ScaleOfBlock(fmaxf(LowBf16(amax), 0.0f), g);
+  const BlockScale high = ScaleOfBlock(fmaxf(HighBf16(amax), 0.0f), g);
+#pragma unroll
+  for (int m = 0; m < 2; ++m) both[m] = QuantizePair(both[m], low, high);
+}
+
+/// Stores 16 features of h, four of a route at a time: both[m] is feature 8m + HopperInEight(g) of
+/// routes 2t and 2t + 1. A GEMM2 lane takes its 16 k's of a 64-block as two 16-byte loads 64 bytes
+/// apart, hence the slots. The four features are one 8-byte store and its low word is never zero: a
+/// zero tells GEMM2 that they are not there yet, so neither a fence nor a counter is needed. (-0 for
+/// +0 changes no sum.)
+template <class N>
+__device__ __forceinline__ void StoreHidden(const Args& a, Smem& s, const Place& p, const Item& it,
+                                            int group, uint32_t (&both)[2], float gscale) {
+  if constexpr (N::kFp4) QuantizeHidden(both, gscale);
+  uint32_t pair[2];  // features of g & ~1 and g | 1 of route 2t + g % 2
+#pragma unroll
+  for (int m = 0; m < 2; ++m) {
+    const uint32_t other = __shfl_xor_sync(~0u, both[m], 4);
+    pair[m] = __byte_perm(both[m], other, p.g % 2 ? 0x3276 : 0x5410);
+  }
+  // Lanes of g < 4 store the first eight features, the others the second.
+  const uint32_t other = __shfl_xor_sync(~0u, p.g < 4 ? pair[1] : pair[0], 16);
+  const uint32_t low = p.g < 4 ? pair[0] : other, high = p.g < 4 ? other : pair[1];
+  const int column = 2 * p.t + p.g % 2;
+  if (column >= it.routes) return;
+  const int slot = HiddenSlot(group % 4 * 16 + p.g / 4 * 8 + p.g / 2 % 2 * 4);
+  StoreRelaxed(RowOfH(a, s, s.route[it.first + column]) + group / 4 * 64 + slot,
+               low != 0 ? low : 0x80008000u, high);
+}
+
+/// Adds up a task's partial sums, applies the activation and stores h.
+template <class N>
+__device__ __forceinline__ void FinishTask(const Args& a, Smem& s, const Place& p, const Work& w,
+                                           int i, int item, int task, const ItemScales<N>& scales) {
+  const int buffer = i % kPartialBuffers;
+  const Item it = UnpackItem(s.item[w.first_listed + item]);
+  const auto biases = [&](int feature) {
+    return BiasesOf<N::kActivate>(a.activation, it.expert, feature + HopperInEight(p.g));
+  };
+  constexpr int kGroupsATask = N::kGated ? 1 : 2;
+  Biases bias[kGroupsATask][2];
+#pragma unroll
+  for (int b = 0; b < 2 * kGroupsATask; ++b) {
+    bias[b / 2][b % 2] = biases(task * 16 * kGroupsATask + 8 * b);
+  }
+  BarrierWait(SharedAddress(&s.partial_full[p.group][buffer]), i / kPartialBuffers & 1);
+  float sum[kTaskTiles][4] = {};
+#pragma unroll
+  for (int k = 0; k < kGroupWarps; ++k) {
+#pragma unroll
+    for (int r = 0; r < kTaskTiles; ++r) {
+      const float4 v = s.partial[p.group][buffer][k][r][p.lane];
+      sum[r][0] += v.x, sum[r][1] += v.y, sum[r][2] += v.z, sum[r][3] += v.w;
+    }
+  }
+  BarrierArrive(SharedAddress(&s.partial_empty[p.group][buffer]));
+  const float gate = scales.gate(), up = scales.up();
+  uint32_t both[2];
+  if constexpr (N::kGated) {
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+      float h[2];
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        h[c] = Apply<N::kActivate>(a.activation, bias[0][m], sum[m][c] * gate, sum[m][2 + c] * up);
+      }
+      both[m] = PackBf16(h[0], h[1]);
+    }
+    StoreHidden<N>(a, s, p, it, task, both, scales.a2);
+  } else {
+#pragma unroll
+    for (int r = 0; r < kTaskTiles; ++r) {
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+        both[m] =
+            PackBf16(Apply<N::kActivate>(a.activation, bias[r][m], 0.0f, sum[r][2 * m] * up),
+                     Apply<N::kActivate>(a.activation, bias[r][m], 0.0f, sum[r][2 * m + 1] * up));
+      }
+      StoreHidden<N>(a, s, p, it, 2 * task + r, both, scales.a2);
+    }
+  }
+}
+
+/// The token whose activations lane group g of an item multiplies; lanes past the last route repeat
+/// it, and their results are dropped.
+__device__ __forceinline__ const __nv_bfloat16* RowOfX(const Args& a, const Smem& s, const Place& p,
+                                                       const Item& it) {
+  const int route = s.route[it.first + min(p.g, it.routes - 1)];
+  return a.x + static_cast<size_t>(route / a.by_top_k) * a.hidden;
+}
+
+__device__ __forceinline__ void LoadX(uint32_t (&x)[8], const __nv_bfloat16* from) {
+  const uint4* p = reinterpret_cast<const uint4*>(from);
+  Store8(x, __ldg(p), __ldg(p + 1));
+}
+
+/// An item's activations, as many steps as a warp keeps. What a lane loads for a step is one NVFP4
+/// block. With one route all lanes of a t want the same: then those of step k's g quantize it for
+/// the others.
+template <class N, int kSteps>
+__device__ __forceinline__ void LoadItem(const Args& a, const Place& p, const Item& it,
+                                         const __nv_bfloat16* from, uint32_t (&x)[kSteps][8]) {
+  if constexpr (!N::kFp4) {
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) LoadX(x[k], from + 64 * k);
+    return;
+  } else {
+    const float gscale = __ldg(a.a1 + it.expert * a.a1_shards);
+    if (it.routes == 1) {
+      uint32_t mine[8];
+      LoadX(mine, from + 64 * (p.g % kSteps));
+      QuantizeBlock(mine, GscaleOf(gscale));
+#pragma unroll
+      for (int k = 0; k < kSteps; ++k) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) x[k][i] = __shfl_sync(~0u, mine[i], 4 * k + p.t);
+      }
+      return;
+    }
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) LoadX(x[k], from + 64 * k);
+    const Gscale g = GscaleOf(gscale);
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) QuantizeBlock(x[k], g);
+  }
+}
+
+/// Any shape: the activations of one unit, quantized for `shard` unless they come so.
+template <class N>
+__device__ __forceinline__ void LoadUnit(const Args& a, const Place& p, int expert, int shard,
+                                         const __nv_bfloat16* row, int step, int steps,
+                                         uint32_t (&x)[kUnitSteps1][8]) {
+#pragma unroll
+  for (int k = 0; k < kUnitSteps1; ++k) {
+    const int at = (step + k) * 64 + 16 * p.t;
+    const uint4* from = reinterpret_cast<const uint4*>(row + at);
+    const bool inside = k < steps && at < a.hidden;
+    const uint4 zero = make_uint4(0, 0, 0, 0);
+    Store8(x[k], inside ? __ldg(from) : zero, inside ? __ldg(from + 1) : zero);
+  }
+  if constexpr (N::kFp4) {
+    if (a.x_passes == 0) return;
+    const Gscale g = GscaleOf(__ldg(a.a1 + expert * a.a1_shards + shard));
+#pragma unroll
+    for (int k = 0; k < kUnitSteps1; ++k) QuantizeBlock(x[k], g);
+  }
+}
+
+template <class C, class N>
+__device__ __forceinline__ void Gemm1(const Args& a, Smem& s, const Place& p, const Work& w,
+                                      WeightStream<C>& stream) {
+  constexpr int kSteps = C::kAnyShape ? kUnitSteps1 : C::kXSteps;
+  uint32_t x[kSteps][8];
+  int item = w.first_task_item, task = w.first_task - item * a.tasks, item_in_x = -1;
+  // Warp j of the group finishes tasks j, j + 8, …, each one task late: its partial sums have come.
+  int finish_item = item, finish_task = task + kGroups * p.k_part;
+  while (finish_task >= a.tasks) finish_task -= a.tasks, ++finish_item;
+  ItemScales<N> scales(a, s, w, finish_item);
+  const __nv_bfloat16* row = nullptr;
+  int expert = 0;
+#pragma unroll 1
+  for (int i = 0; i <= w.tasks1; ++i) {
+    if (i < w.tasks1) {
+      if (item != item_in_x) {
+        item_in_x = item;
+        const Item it = UnpackItem(s.item[w.first_listed + item]);
+        row = RowOfX(a, s, p, it);
+        if constexpr (C::kAnyShape) {
+          expert = it.expert;
+        } else {
+          LoadItem<N>(a, p, it, row + w.step1 * 64 + 16 * p.t, x);
+        }
+      }
+      float acc[kTaskTiles][4] = {};
+      constexpr int kUnroll = C::kAnyShape ? 1 : C::kXSteps / kUnitSteps1;
+      const int units = C::kAnyShape ? w.units1 : kUnroll;
+#pragma unroll kUnroll
+      for (int u = 0; u < units; ++u) {
+        int steps = kUnitSteps1;
+        if constexpr (C::kAnyShape) {
+          steps = min(kUnitSteps1, w.steps1 - u * kUnitSteps1);
+          LoadUnit<N>(a, p, expert, 0, row, w.step1 + u * kUnitSteps1, steps, x);
+        }
+        const uint8_t* unit = stream.Wait();
+        if (i == 0 && u == 0) stream.Fill(true);
+        const auto multiply = [&](uint32_t rows) {
+#pragma unroll
+          for (int k = 0; k < kUnitSteps1; ++k) {
+            if (C::kAnyShape && k >= steps) break;
+            const uint32_t(&b)[8] = x[C::kAnyShape ? k : u * kUnitSteps1 + k];
+#pragma unroll
+            for (int r = 0; r < kTaskTiles; ++r) {
+              MultiplyTile(unit + (k * kTaskTiles + r) * kHopperTileBytes, p.lane, b, acc[r], rows);
+            }
+          }
+        };
+        if constexpr (C::kAnyShape && N::kFp4 && N::kGated) {
+          const bool twice = a.x_passes == 2;
+          multiply(twice ? 0x00FFu : 0xFFFFu);
+          if (twice) {
+            LoadUnit<N>(a, p, expert, 1, row, w.step1 + u * kUnitSteps1, steps, x);
+            multiply(0xFF00u);
+          }
+        } else {
+          multiply(0xFFFFu);
+        }
+        stream.Release();
+      }
+      const int buffer = i % kPartialBuffers;
+      if (i >= kPartialBuffers) {
+        BarrierWait(SharedAddress(&s.partial_empty[p.group][buffer]),
+                    (i / kPartialBuffers - 1) & 1);
+      }
+#pragma unroll
+      for (int r = 0; r < kTaskTiles; ++r) {
+        s.partial[p.group][buffer][p.k_part][r][p.lane] =
+            make_float4(acc[r][0], acc[r][1], acc[r][2], acc[r][3]);
+      }
+      BarrierArrive(SharedAddress(&s.partial_full[p.group][buffer]));
+      task += kGroups;
+      if (task >= a.tasks) task -= a.tasks, ++item;
+    }
+    if (i > 0 && (i - 1) % kGroupWarps == p.k_part) {
+      FinishTask<N>(a, s, p, w, i - 1, finish_item, finish_task, scales);
+      finish_task += kGroups * kGroupWarps;
+      while (finish_task >= a.tasks) finish_task -= a.tasks, ++finish_item;
+      scales = ItemScales<N>(a, s, w, finish_item);
+    }
+  }
+}
+
+}  // namespace nibble::cuda::decode
