@@ -4,6 +4,7 @@
 #include <iterator>
 #include <utility>
 
+#include "base/checked.h"
 #include "base/log.h"
 #include "base/quoted.h"
 #include "checkpoint/shard_index.h"
@@ -125,6 +126,30 @@ Result<Checkpoint> Checkpoint::Open(const std::string& dir, CheckpointOptions op
   out.config_only_ = options.config_only;
   NIBBLE_CHECK_OK(out.OpenConfigs());
   if (!options.config_only) NIBBLE_CHECK_OK(out.OpenTensors(options.lenient));
+  return out;
+}
+
+Checkpoint Checkpoint::FromParts(CheckpointParts parts) {
+  Checkpoint out;
+  out.dir_ = std::move(parts.dir);
+  out.config_ = std::move(parts.config);
+  out.hf_quant_config_ = std::move(parts.hf_quant_config);
+  out.generation_config_ = std::move(parts.generation_config);
+  out.owner_ = std::move(parts.owner);
+  out.tensors_ = std::move(parts.tensors);
+  out.shards_.push_back({"(in memory)", MappedFile()});
+  for (TensorInfo& tensor : out.tensors_) {
+    tensor.shard = 0;
+    NIBBLE_CHECK(CheckedProduct(tensor.shape, BitsOf(tensor.dtype)) == 8 * tensor.data.size(),
+                 "a tensor in memory whose bytes are not those of its shape");
+    out.total_bytes_ += tensor.data.size();
+  }
+  const auto by_name = [](const TensorInfo& a, const TensorInfo& b) { return a.name < b.name; };
+  std::sort(out.tensors_.begin(), out.tensors_.end(), by_name);
+  const auto same = [](const TensorInfo& a, const TensorInfo& b) { return a.name == b.name; };
+  NIBBLE_CHECK(std::adjacent_find(out.tensors_.begin(), out.tensors_.end(), same) ==
+                   out.tensors_.end(),
+               "two tensors in memory of one name");
   return out;
 }
 

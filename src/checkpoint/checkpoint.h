@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -19,6 +20,15 @@ struct CheckpointOptions {
   bool lenient = false;  // what breaks a rule but cannot change a weight is a warning, not an error
 };
 
+/// A checkpoint that no file holds: what the files of one would say, and tensors in memory.
+struct CheckpointParts {
+  std::string dir;  // stands for the directory in error texts
+  Json config;
+  std::optional<Json> hf_quant_config, generation_config;
+  std::vector<TensorInfo> tensors;    // in any order, each name once; their data views `owner`
+  std::shared_ptr<const void> owner;  // keeps that memory; may be null where something else does
+};
+
 /// A Hugging Face model directory: its tensors by name and its JSON files, as they are. Knows
 /// nothing of quantization.
 /// threads  safe to read from many; the pointers and views it gives live
@@ -30,6 +40,10 @@ class Checkpoint {
   /// index must agree to the name. errors kNotFound (directory, config.json, a shard), kIo,
   /// kCorruptFile (naming file and tensor)
   static Result<Checkpoint> Open(const std::string& dir, CheckpointOptions options = {});
+
+  /// The same of parts that a program made itself, and vouches for: a name twice, or a tensor whose
+  /// bytes are not those of its shape, ends the process.
+  static Checkpoint FromParts(CheckpointParts parts);
 
   /// Sorted by name, each name once. Empty when config_only.
   std::span<const TensorInfo> tensors() const { return tensors_; }
@@ -67,6 +81,7 @@ class Checkpoint {
   std::optional<Json> hf_quant_config_;
   std::optional<Json> generation_config_;
   std::vector<Shard> shards_;
+  std::shared_ptr<const void> owner_;  // of tensors that no file holds
   std::vector<TensorInfo> tensors_;
   uint64_t total_bytes_ = 0;
 };
