@@ -24,10 +24,21 @@ std::string_view NameOf(FinishReason reason) {
 Result<std::unique_ptr<Engine>> Engine::Open(const std::string& dir, const EngineOptions& options,
                                              const weights::Progress& progress) {
   const Stopwatch watch;
+  NIBBLE_TRY(checkpoint::Checkpoint checkpoint, checkpoint::Checkpoint::Open(dir));
+  NIBBLE_TRY(std::unique_ptr<Engine> e, OpenCheckpoint(std::move(checkpoint), options, progress));
+  e->load_seconds_ = watch.Seconds();
+  return e;
+}
+
+Result<std::unique_ptr<Engine>> Engine::OpenCheckpoint(checkpoint::Checkpoint checkpoint,
+                                                       const EngineOptions& options,
+                                                       const weights::Progress& progress) {
+  const Stopwatch watch;
   std::unique_ptr<Engine> e(new Engine());
+  e->checkpoint_ = std::move(checkpoint);
+  const std::string& dir = e->checkpoint_.dir();
   NIBBLE_TRY(const CpuIsa isa, options.isa ? kernels::cpu::ChooseIsa(NameOf(*options.isa).data())
                                            : kernels::cpu::ChooseIsa(std::getenv("NIBBLE_ISA")));
-  NIBBLE_TRY(e->checkpoint_, checkpoint::Checkpoint::Open(dir));
   NIBBLE_TRY(e->plan_,
              plan::MakePlan(e->checkpoint_, kernels::cpu::DescribeCpu(isa), options.wishes));
   for (const std::string& warning : e->plan_.warnings) Log(LogLevel::kWarning, "plan {}", warning);
@@ -76,8 +87,8 @@ SamplingParameters Engine::default_sampling() const {
 uint64_t Engine::BytesPerToken() const {
   uint64_t total = 0;
   for (const plan::PlannedModule& m : plan_.modules) {
-    // Four bits and one e4m3 scale for 16, or 16 bits.
-    const double bytes = m.effective.weight ? 0.5625 : 2;
+    // Four bits and one e4m3 scale for 16, a byte, or 16 bits.
+    const double bytes = !m.effective.weight ? 2 : m.effective.weight == kNvfp4Static ? 0.5625 : 1;
     const checkpoint::ModuleSpec& s = m.spec;
     double elements = 0;
     switch (s.kind) {

@@ -66,6 +66,11 @@ class Engine {
   /// errors  those of every step, before any compute
   static Result<std::unique_ptr<Engine>> Open(const std::string& dir, const EngineOptions& options,
                                               const weights::Progress& progress = {});
+  /// The same of a checkpoint that is open, or that a program made; a tokenizer is looked for where
+  /// it says it lies.
+  static Result<std::unique_ptr<Engine>> OpenCheckpoint(checkpoint::Checkpoint checkpoint,
+                                                        const EngineOptions& options,
+                                                        const weights::Progress& progress = {});
 
   const plan::Plan& plan() const { return plan_; }
   const checkpoint::Checkpoint& checkpoint() const { return checkpoint_; }
