@@ -58,12 +58,12 @@ class Variants(unittest.TestCase):
         self.addCleanup(shutil.rmtree, self.folder)
         self.count = 0
 
-    def logits(self, checkpoint, *flags):
+    def logits(self, checkpoint, *flags, env=None):
         self.count += 1
         folder = checkpoint.write(os.path.join(self.folder, str(self.count)))
         out = os.path.join(folder, "logits.npy")
         done = subprocess.run([NIBBLE, "run", folder, "--prompt-ids", PROMPT, "-n", "1", "--dump-logits", out, *flags],
-                              capture_output=True, timeout=120)
+                              capture_output=True, timeout=120, env={**os.environ, **(env or {})})
         self.assertEqual(done.returncode, 0, done.stderr.decode())
         with open(out, "rb") as file:
             data = file.read()
@@ -223,6 +223,102 @@ class Variants(unittest.TestCase):
             self.assertEqual(self.logits(made), expected, power)
             counts[power] = count
         self.assertTrue(all(counts[p] > 0 for p in (1, 2, 3)), counts)
+
+    # Ratios of w1's and w3's global scales as published checkpoints have them: arbitrary, up to ten times.
+    RATIOS = [0.1, 0.137, 0.5, 0.7071, 1.0, 1.3, 2.0, 3.337, 7.91, 10.0]
+
+    def scale_globals(self, made, factors):
+        """Multiplies every expert's global scales: factors(layer, expert) gives those of gate, up and down. Both dialects; each
+        number is rounded to fp32 as it is stored."""
+        reciprocal = "weight_global_scale" in " ".join(made.tensors)
+        name = "weight_global_scale" if reciprocal else "weight_scale_2"
+        for layer in range(made.config["num_hidden_layers"]):
+            for expert in range(made.config["num_local_experts"]):
+                for projection, factor in zip(("gate", "up", "down"), factors(layer, expert)):
+                    key = f"model.layers.{layer}.mlp.experts.{expert}.{projection}_proj.{name}"
+                    dtype, shape, data = made.tensors[key]
+                    value = struct.unpack("<f", data)[0]
+                    made.tensors[key] = (dtype, shape, struct.pack("<f", value / factor if reciprocal else value * factor))
+        return made
+
+    def test_any_ratio_of_the_global_scales_of_gate_and_up(self):
+        """up is linear in an expert: its scale times r answers what down's scale times r does, where gate and up keep one scale. So
+        two files, one of which has w1 != w3, must agree; using one scale for both halves is off by up to ten times."""
+        ratio = lambda layer, expert: self.RATIOS[(4 * layer + expert) % len(self.RATIOS)]
+        for base in ("modelopt-w4a16", "ct-nvfp4a16"):
+            apart = self.scale_globals(Checkpoint(base), lambda l, e: (1, ratio(l, e), 1))
+            equal = self.scale_globals(Checkpoint(base), lambda l, e: (1, 1, ratio(l, e)))
+            wrong = self.scale_globals(Checkpoint(base), lambda l, e: (1, 1, 1))
+            for flags, limit in ((("--moe-backend", "reference"), 2e-6), ((), 5e-3)):
+                truth = self.logits(equal, *flags)
+                self.assertClose(self.logits(apart, *flags), truth, limit)
+                self.assertFar(self.logits(wrong, *flags), truth)
+            # What is left on a CPU is bf16's rounding of h, which r moves. With the same rounding REFERENCE answers the same within
+            # fp32's accumulation: verify's distance.
+            folder = apart.write(os.path.join(self.folder, "apart-" + base))
+            for isa in self.isas():
+                for layer in self.verify(folder, "--device", "cpu-" + isa)["layers"]:
+                    self.assertLessEqual(layer["distance"], 1e-4, (base, isa))
+
+    def test_a_global_scale_of_2e_minus_5_loses_nothing(self):
+        """down's scale at 2e-5 against the same weights whose block scales are 2^k times smaller under a 2^k times larger global
+        scale: equal numbers, so equal bits. Folding 2e-5 into e4m3 would leave nothing of them."""
+        for base in ("modelopt-w4a16", "ct-nvfp4a16"):
+            small, ordinary = Checkpoint(base), Checkpoint(base)
+            reciprocal = base.startswith("ct")
+            name = "weight_global_scale" if reciprocal else "weight_scale_2"
+            moved = 0
+            for key in list(small.tensors):
+                if ".experts." not in key or not key.endswith(".weight_scale"):
+                    continue
+                scalar = key[: -len("weight_scale")] + name
+                dtype, shape, _ = small.tensors[scalar]
+                # fp32's neighbour of 2e-5, and of 5e4 = 1 / 2e-5 where the reciprocal is stored.
+                small.tensors[scalar] = (dtype, shape, struct.pack("<f", 5e4 if reciprocal else 2e-5))
+                low = [b - 16 for b in small.tensors[key][2]]  # two e4m3 exponents
+                if all(8 <= b <= 126 for b in low):
+                    moved += 1
+                    ordinary.tensors[key] = (*small.tensors[key][:2], bytes(low))
+                    ordinary.tensors[scalar] = (dtype, shape, struct.pack("<f", 1.25e4 if reciprocal else 8e-5))
+                else:
+                    ordinary.tensors[scalar] = small.tensors[scalar]
+            self.assertGreater(moved, 10)
+            for flags in ((), ("--moe-backend", "reference")):
+                self.assertEqual(self.logits(small, *flags), self.logits(ordinary, *flags), base)
+
+    def isas(self):
+        with open("/proc/cpuinfo") as file:
+            flags = file.read()
+        needs = {"scalar": "", "avx2": "avx2", "avx512": "avx512bw", "avx512bf16": "avx512_bf16"}
+        return [isa for isa, flag in needs.items() if flag in flags]
+
+    def verify(self, folder, *flags):
+        done = subprocess.run([NIBBLE, "verify", folder, "--json", *flags], capture_output=True, timeout=300)
+        self.assertIn(done.returncode, (0, 4), done.stderr.decode())
+        return json.loads(done.stdout)
+
+    def test_stale_activation_scales_change_no_bit_of_any_kernel(self):
+        """A W4A16 file that carries activation scales, good ones and garbage, forced on every kernel that runs here."""
+        for base in ("modelopt-w4a16", "ct-nvfp4a16"):
+            clean, stale = Checkpoint(base), Checkpoint(base)
+            name = "input_global_scale" if base.startswith("ct") else "input_scale"
+            for key in list(stale.tensors):
+                if key.endswith(("_proj.weight", "_proj.weight_packed")) and stale.tensors[key][0] == "U8":
+                    value = [0.01, 0.0, float("nan"), -1.0, 1.0][len(stale.tensors) % 5]
+                    stale.tensors[key.rsplit(".", 1)[0] + "." + name] = ("F32", [1], struct.pack("<f", value))
+            self.assertGreater(len(stale.tensors), len(clean.tensors) + 20)
+            folder = stale.write(os.path.join(self.folder, "stale-" + base))
+            kernels = set()
+            for flags in [("--moe-backend", "reference"), *(("--moe-backend", "cpu", "--device", "cpu-" + isa) for isa in self.isas())]:
+                proof = self.verify(folder, *flags)
+                self.assertTrue(proof["agrees"], flags)
+                for layer in proof["layers"]:
+                    kernels.add(layer["kernel"])
+                    self.assertEqual((layer["declared"], layer["measured"]), ("bf16", "bf16"))
+                    self.assertGreaterEqual(layer["margin"], 10)
+            self.assertEqual(len(kernels), 1 + len(self.isas()))
+            for env, flags in [({}, ("--moe-backend", "reference")), *(({"NIBBLE_ISA": isa}, ("--moe-backend", "cpu")) for isa in self.isas())]:
+                self.assertEqual(self.logits(stale, *flags, env=env), self.logits(clean, *flags, env=env), (base, env, flags))
 
     def test_the_log_counts_every_layer_of_a_deep_model(self):
         """One line an expert kernel's construction: 40 of 40."""
