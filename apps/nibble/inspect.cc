@@ -1,11 +1,10 @@
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <cstdlib>
-#include <filesystem>
 #include <memory>
 
 #include "command.h"
+#include "inspect_page.h"
 #include "kernels/cpu/isa.h"
 #include "plan/devices.h"
 #include "weights/model_weights.h"
@@ -23,60 +22,6 @@ struct InspectOptions {
   int tp_size = 1, ep_size = 1;
 };
 
-/// Modules that differ in nothing but their layer.
-struct Group {
-  std::string name;  // "model.layers.*.mlp.experts"
-  const PlannedModule* first = nullptr;
-  int count = 0;
-  int first_layer = -1, last_layer = -1;
-  uint64_t weights = 0;  // numbers of weight
-};
-
-std::string StarredName(const PlannedModule& m) {
-  if (m.spec.layer < 0) return m.spec.name;
-  const std::string number = fmt::format(".{}.", m.spec.layer);
-  std::string name = m.spec.name;
-  const size_t at = name.find(number);
-  return at == name.npos ? name : name.replace(at, number.size(), ".*.");
-}
-
-bool SameButForLayer(const PlannedModule& a, const PlannedModule& b) {
-  return a.declared.scheme == b.declared.scheme && a.effective == b.effective &&
-         a.kernel == b.kernel && a.declared.source_format == b.declared.source_format &&
-         a.spec.n == b.spec.n && a.spec.k == b.spec.k;
-}
-
-uint64_t WeightsOf(const checkpoint::ModuleSpec& s) {
-  if (s.kind == checkpoint::ModuleKind::kExperts) {
-    return 3ull * static_cast<uint64_t>(s.experts) * static_cast<uint64_t>(s.k) *
-           static_cast<uint64_t>(s.moe_intermediate);
-  }
-  return static_cast<uint64_t>(s.n) * static_cast<uint64_t>(std::max<int64_t>(s.k, 1));
-}
-
-std::vector<Group> GroupModules(const Plan& plan) {
-  std::vector<Group> groups;
-  for (const PlannedModule& m : plan.modules) {
-    const std::string name = StarredName(m);
-    auto found = std::find_if(groups.begin(), groups.end(), [&](const Group& g) {
-      return g.name == name && SameButForLayer(*g.first, m);
-    });
-    if (found == groups.end()) {
-      groups.push_back({name, &m, 0, m.spec.layer, m.spec.layer, 0});
-      found = groups.end() - 1;
-    }
-    ++found->count;
-    found->last_layer = m.spec.layer;
-    found->weights += WeightsOf(m.spec);
-  }
-  return groups;
-}
-
-std::string Bytes(uint64_t bytes) {
-  if (bytes >= 10'000'000'000) return fmt::format("{:.1f} GB", 1e-9 * static_cast<double>(bytes));
-  return fmt::format("{:.1f} MB", 1e-6 * static_cast<double>(bytes));
-}
-
 Json Strings(const std::vector<std::string>& list) {
   Json::Array out;
   for (const std::string& s : list) out.push_back(Json(s));
@@ -85,7 +30,7 @@ Json Strings(const std::vector<std::string>& list) {
 
 Json KeyJson(const std::optional<QuantKey>& key) { return key ? Json(ToString(*key)) : Json(); }
 
-Json ModuleJson(const Group& g) {
+Json ModuleJson(const ModuleGroup& g) {
   const PlannedModule& m = *g.first;
   Json::Array refused;
   for (const plan::Refusal& r : m.refused) {
@@ -112,7 +57,7 @@ Json ModuleJson(const Group& g) {
 void PrintAsJson(const checkpoint::Checkpoint& checkpoint, const Plan& plan,
                  const std::vector<std::string>& ignored) {
   Json::Array modules;
-  for (const Group& g : GroupModules(plan)) modules.push_back(ModuleJson(g));
+  for (const ModuleGroup& g : GroupModules(plan)) modules.push_back(ModuleJson(g));
   PrintJson(
       Json::Object{{"checkpoint", Json::Object{{"architecture", Json(plan.model.architecture)},
                                                {"source_format", Json(NameOf(plan.source_format))},
@@ -120,117 +65,16 @@ void PrintAsJson(const checkpoint::Checkpoint& checkpoint, const Plan& plan,
                                                {"bytes", Json(checkpoint.total_bytes())}}},
                    {"device", Json::Object{{"name", Json(plan.device.name)},
                                            {"present", Json(plan.device.present)}}},
+                   {"kv_cache", Json::Object{{"dtype", Json(NameOf(plan.kv_dtype))},
+                                             {"evidence", Json(plan.kv_evidence)}}},
                    {"modules", Json(std::move(modules))},
                    {"ignored_tensors", Strings(ignored)},
                    {"warnings", Strings(plan.warnings)},
                    {"memory", Json::Object{{"weights", Json(plan.memory.weights)},
                                            {"kv", Json(plan.memory.kv)},
+                                           {"state", Json(plan.memory.state)},
                                            {"workspace", Json(plan.memory.workspace)}}}},
       1);
-}
-
-void PrintHeader(const InspectOptions& o, const checkpoint::Checkpoint& checkpoint,
-                 const Plan& plan) {
-  const checkpoint::ModelConfig& c = plan.model;
-  const std::string name = std::filesystem::path(o.model.dir).lexically_normal().filename();
-  fmt::print("checkpoint  {}  {}{}\n", name.empty() ? o.model.dir : name, c.architecture,
-             o.config_only ? "" : ", " + Bytes(checkpoint.total_bytes()));
-  fmt::print("model       {} layers, hidden {}, {} query and {} kv heads of {}, vocabulary {}\n",
-             c.n_layers, c.hidden, c.n_heads, c.n_kv_heads, c.head_dim, c.vocab);
-  if (c.n_experts > 0)
-    fmt::print("experts     {} of width {}, {} a token\n", c.n_experts, c.moe_intermediate,
-               c.top_k);
-  fmt::print("format      {}\n", NameOf(plan.source_format));
-  const DeviceInfo& d = plan.device;
-  std::string device = fmt::format("{}: {}", d.name, d.model);
-  if (d.kind == DeviceKind::kCpu) device += fmt::format(", {}", NameOf(d.isa));
-  if (d.cores > 0) device += fmt::format(", {} cores", d.cores);
-  if (d.memory_bytes > 0)
-    device += fmt::format(", {:.0f} GB", 1e-9 * static_cast<double>(d.memory_bytes));
-  fmt::print("device      {}{}\n", device, d.present ? "" : "  (not this machine's)");
-}
-
-void PrintModules(const Plan& plan) {
-  fmt::print("\n{:<9} {:<34} {:<6} {:<5} {}\n", "layers", "module", "scheme", "act", "kernel");
-  std::vector<std::pair<std::string, std::string>> evidence;  // scheme, where it is said
-  for (const Group& g : GroupModules(plan)) {
-    const PlannedModule& m = *g.first;
-    if (m.spec.kind == checkpoint::ModuleKind::kNorm)
-      continue;  // always 16 bits, never of interest; --json has them
-    const std::string layers =
-        g.first_layer < 0 ? ""
-        : g.first_layer == g.last_layer
-            ? fmt::format("{}", g.first_layer)
-            : fmt::format("{}-{} ({})", g.first_layer, g.last_layer, g.count);
-    std::string name = g.name;
-    if (const size_t star = name.find(".*."); star != name.npos) name = name.substr(star + 3);
-    std::string note = m.effective == m.declared.scheme ? "" : "  (raised)";
-    if (!m.kernel->built) note += "  (not in this build)";
-    fmt::print("{:<9} {:<34} {:<6} {:<5} {}{}\n", layers, name, ShortName(m.declared.scheme),
-               NameOf(m.activation_precision()), m.kernel->id, note);
-    const std::pair<std::string, std::string> said{std::string(ShortName(m.declared.scheme)),
-                                                   m.declared.evidence};
-    const bool known = std::any_of(evidence.begin(), evidence.end(),
-                                   [&](const auto& e) { return e.first == said.first; });
-    if (!known && !said.second.empty()) evidence.push_back(said);
-  }
-  fmt::print("\n");
-  for (const auto& [scheme, where] : evidence) fmt::print("why {:<7} {}\n", scheme, where);
-}
-
-/// A label, then text broken at spaces so that no line passes 100 columns.
-void PrintWrapped(std::string_view label, std::string_view text) {
-  constexpr size_t kLabel = 12, kWidth = 100 - kLabel;
-  while (true) {
-    size_t end = text.size();
-    if (end > kWidth) {
-      end = text.rfind(' ', kWidth);
-      if (end == text.npos || end == 0) end = std::min(text.find(' ', kWidth), text.size());
-    }
-    fmt::print("{:<{}}{}\n", label, kLabel, text.substr(0, end));
-    if (end == text.size()) return;
-    text.remove_prefix(end + 1);
-    label = "";
-  }
-}
-
-/// One line a backend: what it answered to the experts, or to the first module that it cannot run.
-/// --json has every module's.
-void PrintRefusals(const Plan& plan) {
-  std::vector<const PlannedModule*> order;
-  for (const PlannedModule& m : plan.modules) order.push_back(&m);
-  std::stable_partition(order.begin(), order.end(), [](const PlannedModule* m) {
-    return m->spec.kind == checkpoint::ModuleKind::kExperts;
-  });
-  std::vector<Backend> told;  // and those that run a part: what they cannot run shows in the table
-  for (const PlannedModule& m : plan.modules) told.push_back(m.kernel->backend);
-  for (const PlannedModule* m : order) {
-    for (const plan::Refusal& r : m->refused) {
-      if (std::find(told.begin(), told.end(), r.backend) != told.end()) continue;
-      told.push_back(r.backend);
-      std::vector<std::string> reasons;
-      for (const plan::Reason& reason : r.reasons) reasons.push_back(plan::Clause(reason));
-      PrintWrapped("refused", fmt::format("{}: {}", NameOf(r.backend), fmt::join(reasons, "; ")));
-    }
-  }
-}
-
-void PrintAsText(const InspectOptions& o, const checkpoint::Checkpoint& checkpoint,
-                 const Plan& plan, const std::vector<std::string>& ignored,
-                 const std::vector<std::string>& unused) {
-  PrintHeader(o, checkpoint, plan);
-  PrintModules(plan);
-  PrintRefusals(plan);
-  if (!ignored.empty()) {
-    fmt::print("ignored     {} activation scales that a W4A16 label forbids, e.g. {}\n",
-               ignored.size(), ignored.front());
-  }
-  if (!unused.empty())
-    fmt::print("not run     {} tensors of other parts, e.g. {}\n", unused.size(), unused.front());
-  for (const std::string& w : plan.warnings) PrintWrapped("warning", w);
-  fmt::print("memory      weights {} + kv {} ({} tokens) + workspace {}\n",
-             Bytes(plan.memory.weights), Bytes(plan.memory.kv), plan.context,
-             Bytes(plan.memory.workspace));
 }
 
 Result<void> Inspect(const InspectOptions& o) {
@@ -253,7 +97,8 @@ Result<void> Inspect(const InspectOptions& o) {
   if (o.model.json) {
     PrintAsJson(checkpoint, plan, ignored);
   } else {
-    PrintAsText(o, checkpoint, plan, ignored, unused);
+    PrintPage({o.model.dir, &checkpoint, &plan, o.config_only, o.tp_size, o.ep_size,
+               std::move(ignored), std::move(unused)});
   }
   return {};
 }

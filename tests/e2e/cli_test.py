@@ -14,6 +14,7 @@ import unittest
 
 NIBBLE, SOURCE = os.path.abspath(sys.argv[1]), os.path.abspath(sys.argv[2])
 SAMPLE = os.path.join(SOURCE, "models", "qwen3-moe-mini")
+TINY = os.path.join(SOURCE, "tests", "golden", "tiny")
 DATA = os.environ.get("NIBBLE_TEST_DATA")
 
 
@@ -214,8 +215,47 @@ class Inspect(unittest.TestCase):
             self.assertEqual({m["scheme"] for m in got["modules"]}, {"W4A16", "BF16"})
 
     def test_text_fits_a_terminal(self):
-        out, _ = run("inspect", SAMPLE)
-        self.assertLessEqual(max(map(len, out.splitlines())), 100, out)
+        for name in (SAMPLE, *(os.path.join(TINY, name) for name in os.listdir(TINY))):
+            for flags in ((), ("--device", "sm_90"), ("--device", "sm_121"), ("--activation-precision", "bf16"),
+                          ("--moe-backend", "reference"), ("--device", "sm_90", "--tensor-parallel-size", 2)):
+                if "2" in map(str, flags) and name != SAMPLE:
+                    continue  # too small to be shared
+                out, _ = run("inspect", name, *flags)
+                self.assertLessEqual(max(map(len, out.splitlines())), 100, out)
+
+    def test_a_mixed_checkpoint_reads_layer_by_layer(self):
+        out, _ = run("inspect", os.path.join(TINY, "modelopt-mixed"))
+        rows = [line.split() for line in out.splitlines()]
+        self.assertIn(["0", "mlp.experts", "FP8", "W8A8", "fp8"], [row[:5] for row in rows])
+        self.assertIn(["1", "mlp.experts", "NVFP4", "W4A4", "fp4"], [row[:5] for row in rows])
+        self.assertIn(["0-1", "self_attn.{q,k,v,o}_proj", "FP8", "W8A8", "fp8"], [row[:5] for row in rows])
+        self.assertIn("experts in layers: 1 FP8 W8A8, 1 NVFP4 W4A4", out)
+        self.assertRegex(out, r"kv cache    \S+  \(.+\)")
+        self.assertRegex(out, r"memory      [0-9.]+ MiB of [0-9.]+ [GM]iB: weights [0-9.]+ MiB, kv cache ")
+        got = run_json("inspect", os.path.join(TINY, "modelopt-mixed"))
+        self.assertEqual(set(got["memory"]), {"weights", "kv", "state", "workspace"})
+        self.assertEqual(set(got["kv_cache"]), {"dtype", "evidence"})
+
+    def test_a_backend_that_binds_nothing_is_warned_of(self):
+        with tempfile.TemporaryDirectory() as folder:
+            config = json.loads(read_file(os.path.join(SAMPLE, "config.json")))
+            del config["quantization_config"]
+            write_file(os.path.join(folder, "config.json"), json.dumps(config).encode())
+            ask = lambda *flags: run_json("inspect", folder, "--config-only", *flags)["warnings"]
+            self.assertEqual(ask("--device", "sm_121"), [])
+            for flags in (("--device", "sm_121", "--moe-backend", "b12x"), ("--moe-backend", "flashinfer_cutlass")):
+                (warning,) = ask(*flags)
+                self.assertIn("binds nothing: moe_backend=", warning)
+                self.assertIn("is not supported for unquantized MoE", warning)
+            self.assertEqual(ask("--device", "sm_121", "--moe-backend", "marlin"), [])
+
+    def test_ranks_share_the_memory(self):
+        memory = lambda *flags: run_json("inspect", SAMPLE, "--device", "sm_90", *flags)["memory"]
+        whole, half = memory(), memory("--tensor-parallel-size", 2)
+        self.assertEqual(half["weights"] * 2, whole["weights"])
+        self.assertLess(memory("--expert-parallel-size", 4)["weights"], whole["weights"])
+        _, err = run("inspect", SAMPLE, "--device", "sm_90", "--expert-parallel-size", 5, code=5)
+        self.assertIn("32 experts over 5 ranks is not supported: needs a multiple of 5", err)
 
     def test_w4a4_raised_only_when_asked(self):
         tiny = os.path.join(SOURCE, "tests/golden/tiny/modelopt-nvfp4")
@@ -244,6 +284,28 @@ class Verify(unittest.TestCase):
                 self.assertEqual((layer["declared"], layer["measured"]), (precision, precision))
                 self.assertGreaterEqual(layer["margin"], 10)
         self.assertIn("6 of 6 layers", run("verify", SAMPLE, "--moe-backend", "reference")[0])
+
+    def test_a_device_that_is_here_is_probed(self):
+        mixed = os.path.join(TINY, "modelopt-mixed")
+        flags = read_file("/proc/cpuinfo").decode()
+        for isa, needs in (("scalar", ""), ("avx2", "avx2"), ("avx512", "avx512bw")):
+            if needs not in flags:
+                continue
+            got = run_json("verify", mixed, "--device", "cpu-" + isa, "--moe-backend", "nvfp4=cpu,fp8=cpu")["layers"]
+            self.assertEqual([l["kernel"] for l in got], [isa + "_fp8_experts", isa + "_nvfp4_nvfp4_experts"])
+            self.assertEqual([l["measured"] for l in got], ["fp8", "fp4"])
+            self.assertTrue(all(l["agrees"] and l["margin"] >= 10 for l in got))
+        out, _ = run("verify", mixed, "--moe-backend", "fp8=reference")
+        for word in ("layer", "declared", "measured", "margin", "reference_fp8_experts", "2 of 2 layers"):
+            self.assertIn(word, out)
+        self.assertLessEqual(max(map(len, out.splitlines())), 100, out)
+
+    def test_a_device_that_is_not_here_is_refused_and_says_why(self):
+        _, err = run("verify", SAMPLE, "--device", "sm_121", code=7)
+        self.assertIn("device 'sm_121' (Blackwell: GB10 (DGX Spark)) is not in this machine, which has cpu", err)
+        self.assertIn("nothing can run there", err)
+        _, err = run("verify", SAMPLE, "--device", "sm_1", code=2)
+        self.assertIn("Expected one of [cpu, ", err)
 
 
 class Plans(unittest.TestCase):
