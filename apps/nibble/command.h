@@ -70,5 +70,7 @@ Verb AddDevices(CLI::App& app);
 Verb AddTokenize(CLI::App& app);
 Verb AddDetokenize(CLI::App& app);
 Verb AddEval(CLI::App& app);
+Verb AddBench(CLI::App& app);
+Verb AddSynth(CLI::App& app);
 
 }  // namespace nibble::app

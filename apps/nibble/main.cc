@@ -59,11 +59,18 @@ int Main(int argc, char** argv) {
       AddVerify);
   add("devices", "list the devices here, and those that a plan can be made for", AddDevices);
   add("eval", "measure a model's perplexity on tokens", AddEval);
+  add("bench", "measure prompt and decode speed, on a checkpoint or on random weights", AddBench);
+  add("synth", "write a checkpoint of random weights at a given shape", AddSynth);
   add("tokenize", "turn text into token ids", AddTokenize);
   add("detokenize", "turn token ids into text", AddDetokenize);
 
+  // llama-bench's spelling, which people bring along; a name of one dash has one letter here.
+  std::vector<const char*> arguments(argv, argv + argc);
+  for (const char*& argument : arguments) {
+    if (std::string_view(argument) == "-pg") argument = "--pg";
+  }
   try {
-    app.parse(argc, argv);
+    app.parse(argc, arguments.data());
   } catch (const CLI::ParseError& e) {
     return app.exit(e) == 0 ? 0 : ExitCodeOf(ErrorCode::kInvalidArgument);
   }

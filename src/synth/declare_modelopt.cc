@@ -114,10 +114,9 @@ Result<Declaration> DeclareModelopt(const QuantizedModel& model, bool vision) {
     NIBBLE_TRY(const Json layers, QuantizedLayers(model));
     config.Set("config_groups", MixedGroups(model));
     config.Set("quantized_layers", layers);
-    file = Json::Object{{"quant_algo", algorithm},
-                        {"kv_cache_quant_algo", kv},
-                        {"quantized_layers", layers},
-                        {"exclude_modules", excluded}};
+    file = Json::Object{
+        {"quant_algo", algorithm}, {"kv_cache_quant_algo", kv}, {"quantized_layers", layers}};
+    if (!excluded.empty()) file.Set("exclude_modules", excluded);
   } else {
     const auto quantized = std::find_if(model.schemes.begin(), model.schemes.end(),
                                         [](const QuantScheme& s) { return s != kBf16Scheme; });
