@@ -10,41 +10,43 @@ __device__ __forceinline__ __nv_bfloat16* RowOfH(const Args& a, const Smem& s, i
   return a.h + static_cast<size_t>(2 * route + s.odd_launch) * a.padded_intermediate;
 }
 
-/// What the epilogue needs of an expert, asked for long before.
+/// What the epilogue needs of an expert: copied to shared memory long before, without a register that
+/// would have to wait for it.
 template <class N>
 struct ItemScales {
-  float2 g1 = {0, 0};
-  float2 a1 = {1, 1};
-  float a2 = 1;
-  __device__ __forceinline__ ItemScales(const Args& a, const Smem& s, const Work& w, int item) {
-    if (item >= w.items) return;
+  static constexpr int kCount = N::kFp4 ? 5 : 2;
+  static __device__ __forceinline__ void Ask(const Args& a, Smem& s, const Place& p, const Work& w,
+                                             int item) {
+    if (item >= w.items || p.lane >= kCount) return;
     const int expert = UnpackItem(s.item[w.first_listed + item]).expert;
-    if constexpr (N::kGated) {
-      g1 = __ldg(reinterpret_cast<const float2*>(a.g1) + expert);
-    } else {
-      g1.y = __ldg(a.g1 + expert);
-    }
-    if constexpr (N::kFp4) {
-      a1.x = __ldg(a.a1 + expert * a.a1_shards);
-      a1.y = __ldg(a.a1 + (expert + 1) * a.a1_shards - 1);
-      a2 = __ldg(a.a2 + expert);
-    }
+    const int shards = N::kGated ? 2 : 1;
+    const int shard = N::kGated ? p.lane % 2 : 0;
+    const float* from = a.g1 + expert * shards + shard;
+    if (N::kFp4 && p.lane >= 2) from = a.a1 + expert * a.a1_shards + shard;
+    if (N::kFp4 && p.lane == 4) from = a.a2 + expert;
+    asm volatile(
+        "cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(SharedAddress(&s.scales[p.warp][p.lane])),
+        "l"(from)
+        : "memory");
   }
-  __device__ __forceinline__ float gate() const {
-    return N::kFp4 ? g1.x * kHopperWeightScale * __frcp_rn(a1.x) : g1.x * kHopperWeightScale;
-  }
-  __device__ __forceinline__ float up() const {
-    return N::kFp4 ? g1.y * kHopperWeightScale * __frcp_rn(a1.y) : g1.y * kHopperWeightScale;
+  float gate, up;
+  Gscale h{1, 1};
+  __device__ __forceinline__ ItemScales(const Smem& s, const Place& p) {
+    asm volatile("cp.async.wait_all;" ::: "memory");
+    __syncwarp();
+    const float* v = s.scales[p.warp];
+    gate = v[0] * kHopperWeightScale, up = v[1] * kHopperWeightScale;
+    if constexpr (N::kFp4) gate *= __frcp_rn(v[2]), up *= __frcp_rn(v[3]), h = GscaleOf(v[4]);
+    __syncwarp();  // the next may be asked for
   }
 };
 
 /// Quantizes 16 features of eight routes: a lane has feature HopperInEight(g) of either eight, for
 /// routes 2t and 2t + 1.
-__device__ __forceinline__ void QuantizeHidden(uint32_t (&both)[2], float gscale) {
+__device__ __forceinline__ void QuantizeHidden(uint32_t (&both)[2], const Gscale& g) {
   uint32_t amax = MaxBf16x2(both[0] & kMagnitudes, both[1] & kMagnitudes);
 #pragma unroll
   for (int o = 4; o < 32; o <<= 1) amax = MaxBf16x2(amax, __shfl_xor_sync(~0u, amax, o));
-  const Gscale g = GscaleOf(gscale);
   const BlockScale low = ScaleOfBlock(fmaxf(LowBf16(amax), 0.0f), g);
   const BlockScale high = ScaleOfBlock(fmaxf(HighBf16(amax), 0.0f), g);
 #pragma unroll
@@ -58,8 +60,8 @@ __device__ __forceinline__ void QuantizeHidden(uint32_t (&both)[2], float gscale
 /// +0 changes no sum.)
 template <class N>
 __device__ __forceinline__ void StoreHidden(const Args& a, Smem& s, const Place& p, const Item& it,
-                                            int group, uint32_t (&both)[2], float gscale) {
-  if constexpr (N::kFp4) QuantizeHidden(both, gscale);
+                                            int group, uint32_t (&both)[2], const Gscale& g) {
+  if constexpr (N::kFp4) QuantizeHidden(both, g);
   uint32_t pair[2];  // features of g & ~1 and g | 1 of route 2t + g % 2
 #pragma unroll
   for (int m = 0; m < 2; ++m) {
@@ -79,7 +81,7 @@ __device__ __forceinline__ void StoreHidden(const Args& a, Smem& s, const Place&
 /// Adds up a task's partial sums, applies the activation and stores h.
 template <class N>
 __device__ __forceinline__ void FinishTask(const Args& a, Smem& s, const Place& p, const Work& w,
-                                           int i, int item, int task, const ItemScales<N>& scales) {
+                                           int i, int item, int task) {
   const int buffer = i % kPartialBuffers;
   const Item it = UnpackItem(s.item[w.first_listed + item]);
   const auto biases = [&](int feature) {
@@ -102,7 +104,8 @@ __device__ __forceinline__ void FinishTask(const Args& a, Smem& s, const Place& 
     }
   }
   BarrierArrive(SharedAddress(&s.partial_empty[p.group][buffer]));
-  const float gate = scales.gate(), up = scales.up();
+  const ItemScales<N> scales(s, p);
+  const float gate = scales.gate, up = scales.up;
   uint32_t both[2];
   if constexpr (N::kGated) {
 #pragma unroll
@@ -114,7 +117,7 @@ __device__ __forceinline__ void FinishTask(const Args& a, Smem& s, const Place& 
       }
       both[m] = PackBf16(h[0], h[1]);
     }
-    StoreHidden<N>(a, s, p, it, task, both, scales.a2);
+    StoreHidden<N>(a, s, p, it, task, both, scales.h);
   } else {
 #pragma unroll
     for (int r = 0; r < kTaskTiles; ++r) {
@@ -124,16 +127,16 @@ __device__ __forceinline__ void FinishTask(const Args& a, Smem& s, const Place& 
             PackBf16(Apply<N::kActivate>(a.activation, bias[r][m], 0.0f, sum[r][2 * m] * up),
                      Apply<N::kActivate>(a.activation, bias[r][m], 0.0f, sum[r][2 * m + 1] * up));
       }
-      StoreHidden<N>(a, s, p, it, 2 * task + r, both, scales.a2);
+      StoreHidden<N>(a, s, p, it, 2 * task + r, both, scales.h);
     }
   }
 }
 
 /// The token whose activations lane group g of an item multiplies; lanes past the last route repeat
 /// it, and their results are dropped.
-__device__ __forceinline__ const __nv_bfloat16* RowOfX(const Args& a, const Smem& s, const Place& p,
-                                                       const Item& it) {
-  const int route = s.route[it.first + min(p.g, it.routes - 1)];
+__device__ __forceinline__ const __nv_bfloat16* RowOfX(const Args& a, const Smem& s, const Item& it,
+                                                       int g) {
+  const int route = s.route[it.first + min(g, it.routes - 1)];
   return a.x + static_cast<size_t>(route / a.by_top_k) * a.hidden;
 }
 
@@ -142,35 +145,61 @@ __device__ __forceinline__ void LoadX(uint32_t (&x)[8], const __nv_bfloat16* fro
   Store8(x, __ldg(p), __ldg(p + 1));
 }
 
-/// An item's activations, as many steps as a warp keeps. What a lane loads for a step is one NVFP4
-/// block. With one route all lanes of a t want the same: then those of step k's g quantize it for
-/// the others.
-template <class N, int kSteps>
-__device__ __forceinline__ void LoadItem(const Args& a, const Place& p, const Item& it,
-                                         const __nv_bfloat16* from, uint32_t (&x)[kSteps][8]) {
-  if constexpr (!N::kFp4) {
+/// An item's activations, as many steps as a warp keeps.
+template <int kSteps>
+__device__ __forceinline__ void LoadItem(const Args& a, const Smem& s, const Place& p,
+                                         const Work& w, const Item& it, uint32_t (&x)[kSteps][8]) {
+  const __nv_bfloat16* from = RowOfX(a, s, it, p.g) + w.step1 * 64 + 16 * p.t;
 #pragma unroll
-    for (int k = 0; k < kSteps; ++k) LoadX(x[k], from + 64 * k);
-    return;
-  } else {
-    const float gscale = __ldg(a.a1 + it.expert * a.a1_shards);
-    if (it.routes == 1) {
-      uint32_t mine[8];
-      LoadX(mine, from + 64 * (p.g % kSteps));
-      QuantizeBlock(mine, GscaleOf(gscale));
+  for (int k = 0; k < kSteps; ++k) LoadX(x[k], from + 64 * k);
+}
+
+/// The same in NVFP4, for at most kRoutes < 8 routes. What a lane loads for a step is one block. The
+/// lanes of a t share out the item's blocks, quantize and exchange them; where there are fewer blocks
+/// than lanes, two lanes take a half each.
+template <int kRoutes, int kSteps>
+__device__ __forceinline__ void LoadShared(const Args& a, const Smem& s, const Place& p,
+                                           const Work& w, const Item& it, const Gscale& g,
+                                           uint32_t (&x)[kSteps][8]) {
+  constexpr bool kHalves = kRoutes * kSteps < 8;
+  constexpr int kTurns = kHalves ? 1 : kRoutes * kSteps / 8, kApart = kHalves ? 4 : 8 / kRoutes;
+  static_assert(!kHalves || (kRoutes == 1 && kSteps == 4));
+  const __nv_bfloat16* row = RowOfX(a, s, it, p.g % kRoutes) + w.step1 * 64 + 16 * p.t;
+  if constexpr (kHalves) {
+    const uint4 v = __ldg(reinterpret_cast<const uint4*>(row + p.g % 4 * 64 + p.g / 4 * 8));
+    uint32_t mine[4] = {v.x, v.y, v.z, v.w};
+    const uint32_t amax = MaxOfPairs(mine);
+    QuantizeBlock(mine, MaxBf16x2(amax, __shfl_xor_sync(~0u, amax, 16)), g);
 #pragma unroll
-      for (int k = 0; k < kSteps; ++k) {
-#pragma unroll
-        for (int i = 0; i < 8; ++i) x[k][i] = __shfl_sync(~0u, mine[i], 4 * k + p.t);
-      }
-      return;
+    for (int i = 0; i < 8 * kSteps; ++i) {
+      x[i / 8][i % 8] = __shfl_sync(~0u, mine[i % 4], 4 * (i / 8 + i % 8 / 4 * 4) + p.t);
     }
+  } else {
+    uint32_t mine[kTurns][8];
 #pragma unroll
-    for (int k = 0; k < kSteps; ++k) LoadX(x[k], from + 64 * k);
-    const Gscale g = GscaleOf(gscale);
+    for (int i = 0; i < kTurns; ++i) LoadX(mine[i], row + (i * kApart + p.g / kRoutes) * 64);
 #pragma unroll
-    for (int k = 0; k < kSteps; ++k) QuantizeBlock(x[k], g);
+    for (int i = 0; i < kTurns; ++i) QuantizeBlock(mine[i], g);
+#pragma unroll
+    for (int i = 0; i < 8 * kSteps; ++i) {
+      const int k = i / 8;
+      const int lane = 4 * (k % kApart * kRoutes + p.g % kRoutes) + p.t;
+      x[k][i % 8] = __shfl_sync(~0u, mine[k / kApart][i % 8], lane);
+    }
   }
+}
+
+template <int kSteps>
+__device__ __forceinline__ void LoadQuantized(const Args& a, const Smem& s, const Place& p,
+                                              const Work& w, const Item& it,
+                                              uint32_t (&x)[kSteps][8]) {
+  const Gscale g = GscaleOf(__ldg(a.a1 + it.expert * a.a1_shards));
+  if (it.routes == 1) return LoadShared<1>(a, s, p, w, it, g, x);
+  if (it.routes == 2) return LoadShared<2>(a, s, p, w, it, g, x);
+  if (kSteps == 4 && it.routes <= 4) return LoadShared<4>(a, s, p, w, it, g, x);
+  LoadItem(a, s, p, w, it, x);
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) QuantizeBlock(x[k], g);
 }
 
 /// Any shape: the activations of one unit, quantized for `shard` unless they come so.
@@ -203,7 +232,7 @@ __device__ __forceinline__ void Gemm1(const Args& a, Smem& s, const Place& p, co
   // Warp j of the group finishes tasks j, j + 8, …, each one task late: its partial sums have come.
   int finish_item = item, finish_task = task + kGroups * p.k_part;
   while (finish_task >= a.tasks) finish_task -= a.tasks, ++finish_item;
-  ItemScales<N> scales(a, s, w, finish_item);
+  ItemScales<N>::Ask(a, s, p, w, finish_item);
   const __nv_bfloat16* row = nullptr;
   int expert = 0;
 #pragma unroll 1
@@ -212,11 +241,13 @@ __device__ __forceinline__ void Gemm1(const Args& a, Smem& s, const Place& p, co
       if (item != item_in_x) {
         item_in_x = item;
         const Item it = UnpackItem(s.item[w.first_listed + item]);
-        row = RowOfX(a, s, p, it);
         if constexpr (C::kAnyShape) {
+          row = RowOfX(a, s, it, p.g);
           expert = it.expert;
+        } else if constexpr (N::kFp4) {
+          LoadQuantized(a, s, p, w, it, x);
         } else {
-          LoadItem<N>(a, p, it, row + w.step1 * 64 + 16 * p.t, x);
+          LoadItem(a, s, p, w, it, x);
         }
       }
       float acc[kTaskTiles][4] = {};
@@ -269,10 +300,10 @@ __device__ __forceinline__ void Gemm1(const Args& a, Smem& s, const Place& p, co
       if (task >= a.tasks) task -= a.tasks, ++item;
     }
     if (i > 0 && (i - 1) % kGroupWarps == p.k_part) {
-      FinishTask<N>(a, s, p, w, i - 1, finish_item, finish_task, scales);
+      FinishTask<N>(a, s, p, w, i - 1, finish_item, finish_task);
       finish_task += kGroups * kGroupWarps;
       while (finish_task >= a.tasks) finish_task -= a.tasks, ++finish_item;
-      scales = ItemScales<N>(a, s, w, finish_item);
+      ItemScales<N>::Ask(a, s, p, w, finish_item);
     }
   }
 }

@@ -71,14 +71,24 @@ __device__ __forceinline__ uint32_t QuantizePair(uint32_t pair, BlockScale low, 
   return MulBf16x2(codes, scales) | (pair & kSigns);
 }
 
-/// One block of 16, two a register.
-__device__ __forceinline__ void QuantizeBlock(uint32_t (&x)[8], const Gscale& g) {
+/// The largest magnitude of some pairs, one in either half.
+template <int n>
+__device__ __forceinline__ uint32_t MaxOfPairs(const uint32_t (&x)[n]) {
   uint32_t amax = x[0] & kMagnitudes;
 #pragma unroll
-  for (int i = 1; i < 8; ++i) amax = MaxBf16x2(amax, x[i] & kMagnitudes);
+  for (int i = 1; i < n; ++i) amax = MaxBf16x2(amax, x[i] & kMagnitudes);
+  return amax;
+}
+
+/// A block of 16, or the half of it, two a register; `amax` is the whole block's, as MaxOfPairs.
+template <int n>
+__device__ __forceinline__ void QuantizeBlock(uint32_t (&x)[n], uint32_t amax, const Gscale& g) {
   const BlockScale scale = ScaleOfBlock(fmaxf(fmaxf(LowBf16(amax), HighBf16(amax)), 0.0f), g);
 #pragma unroll
-  for (int i = 0; i < 8; ++i) x[i] = QuantizePair(x[i], scale, scale);
+  for (int i = 0; i < n; ++i) x[i] = QuantizePair(x[i], scale, scale);
+}
+__device__ __forceinline__ void QuantizeBlock(uint32_t (&x)[8], const Gscale& g) {
+  QuantizeBlock(x, MaxOfPairs(x), g);
 }
 
 }  // namespace nibble::cuda
