@@ -47,6 +47,9 @@ void ModelOptions::AddTo(CLI::App& app) {
                  "auto (what the checkpoint declares), bf16 or fp8");
   app.add_option("--spec", spec,
                  "speculation: none, or mtp:K to draft K tokens a step with the MTP module");
+  app.add_flag("--batch-invariant", batch_invariant,
+               "a token's numbers do not depend on how many are computed with it: chunks and "
+               "speculation change no bit; prefill is slower");
   app.add_option("--ctx", context,
                  "tokens of context to reserve (default: the model's own, up to 32768)")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
@@ -59,6 +62,7 @@ Result<engine::EngineOptions> ModelOptions::Parse() const {
   engine::EngineOptions out;
   out.threads = threads;
   out.wishes.context = context;
+  out.wishes.batch_invariant = batch_invariant;
   NIBBLE_CHECK_OK(plan::ParseMoeBackend(moe_backend, &out.wishes));
   NIBBLE_CHECK_OK(plan::ParseActivationPrecision(activation_precision, &out.wishes));
   NIBBLE_CHECK_OK(plan::ParseKvDtype(kv_cache_dtype, &out.wishes));

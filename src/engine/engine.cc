@@ -44,7 +44,8 @@ Result<std::unique_ptr<Engine>> Engine::OpenCheckpoint(checkpoint::Checkpoint ch
   for (const std::string& warning : e->plan_.warnings) Log(LogLevel::kWarning, "plan {}", warning);
   e->pool_ = std::make_unique<ThreadPool>(options.threads > 0 ? options.threads : AvailableCores());
   NIBBLE_TRY(e->weights_, weights::LoadWeights(e->checkpoint_, e->plan_, *e->pool_, progress));
-  e->operators_ = std::make_unique<kernels::HostOperators>(e->plan_.glue, isa, *e->pool_);
+  e->operators_ = std::make_unique<kernels::HostOperators>(e->plan_.glue, isa, *e->pool_,
+                                                           e->plan_.batch_invariant);
   NIBBLE_TRY(e->model_, model::QwenMoe::Create(
                             e->plan_.model, e->weights_, *e->operators_,
                             {1, e->plan_.context, e->plan_.kv_dtype, e->plan_.draft_tokens + 1}));

@@ -17,11 +17,20 @@ float* Floats(Matrix m) { return static_cast<float*>(m.data); }
 /// Below this many multiplications a parallel region costs more than it saves.
 constexpr int64_t kWorthForking = 32768;
 
+cpu::CpuKernels ChooseKernels(CpuIsa isa, bool batch_invariant) {
+  cpu::CpuKernels kernels = cpu::KernelsFor(isa);
+  if (batch_invariant) {  // panels sum in another order
+    constexpr int64_t kNever = INT64_MAX;
+    kernels.nvfp4_panel_tokens = kernels.fp8_panel_tokens = kernels.bf16_panel_tokens = kNever;
+  }
+  return kernels;
+}
+
 }  // namespace
 
-HostOperators::HostOperators(Backend glue, CpuIsa isa, ThreadPool& pool)
+HostOperators::HostOperators(Backend glue, CpuIsa isa, ThreadPool& pool, bool batch_invariant)
     : glue_(glue),
-      kernels_(cpu::KernelsFor(isa)),
+      kernels_(ChooseKernels(isa, batch_invariant)),
       ops_(cpu::GlueFor(isa)),
       pool_(pool),
       delta_(glue == Backend::kReference, ops_, pool),

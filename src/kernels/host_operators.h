@@ -30,7 +30,9 @@ struct HostObserver {
 /// rest to `glue`: CPU in fp32, or REFERENCE in double.
 class HostOperators : public Operators {
  public:
-  HostOperators(Backend glue, CpuIsa isa, ThreadPool& pool);
+  /// `batch_invariant`: a row's numbers do not depend on how many rows are computed with it; large
+  /// batches then run by the kernels of small ones, some times slower. (REFERENCE is so anyway.)
+  HostOperators(Backend glue, CpuIsa isa, ThreadPool& pool, bool batch_invariant = false);
 
   void Observe(HostObserver observer);
 
@@ -86,7 +88,7 @@ class HostOperators : public Operators {
                      float* scratch, int32_t* ids, float* weights);
 
   const Backend glue_;
-  const cpu::CpuKernels& kernels_;
+  const cpu::CpuKernels kernels_;
   const cpu::GlueKernels& ops_;
   ThreadPool& pool_;
   cpu::Scratch scratch_;

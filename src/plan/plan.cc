@@ -258,6 +258,7 @@ Result<Plan> MakePlan(const checkpoint::Checkpoint& checkpoint, const DeviceInfo
                       const Wishes& wishes) {
   Plan plan;
   plan.device = device;
+  plan.batch_invariant = wishes.batch_invariant;
   NIBBLE_TRY(plan.model,
              checkpoint::ParseModelConfig(checkpoint.config(), checkpoint.generation_config()));
   plan.model.prefix = checkpoint::ResolvePrefix(plan.model, checkpoint);

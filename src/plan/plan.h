@@ -39,7 +39,8 @@ struct Plan {
   int64_t context = 0;                 // tokens of KV cache
   KvDtype kv_dtype = KvDtype::kF32;
   std::string kv_evidence;  // why that
-  int draft_tokens = 0;     // of speculation by the MTP module, a step; 0: none
+  bool batch_invariant = false;
+  int draft_tokens = 0;  // of speculation by the MTP module, a step; 0: none
   MemoryBudget memory;
   std::vector<std::string> warnings;
 

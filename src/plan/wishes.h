@@ -22,6 +22,8 @@ struct Wishes {
   std::optional<KvDtype> kv_dtype;
   // --spec mtp:K; 0: no speculation.
   int draft_tokens = 0;
+  // A token's numbers must not depend on how many are computed with it.
+  bool batch_invariant = false;
   // Ranks that share the model: the plan, and its memory, is that of one (plan/ranks.h).
   int tp_size = 1, ep_size = 1;
 };

@@ -6,6 +6,7 @@
 #include "base/log.h"
 #include "kernels/experts_check.h"
 #include "scheme/canonical.h"
+#include "scheme/kv_scales.h"
 #include "weights/cpu_pack.h"
 #include "weights/expert_scales.h"
 
@@ -64,6 +65,7 @@ class Loader {
   const Plan& plan_;
   scheme::CanonicalReport report_;
   std::vector<Job> jobs_;
+  int caches_without_scales_ = 0;  // attention layers whose FP8 cache has no calibration
 };
 
 Result<const TensorInfo*> Loader::Find(const std::string& name) {
@@ -197,6 +199,12 @@ Result<void> Loader::ReadAttention(const std::string& p, AttentionWeights& out) 
   NIBBLE_TRY(out.q_norm, ReadNorm(p + "q_norm", plan_.model.head_dim));
   NIBBLE_TRY(out.k_norm, ReadNorm(p + "k_norm", plan_.model.head_dim));
   NIBBLE_TRY(out.o, ReadLinear(p, {"o_proj"}));
+  if (plan_.kv_dtype != KvDtype::kFp8) return {};
+  NIBBLE_TRY(const auto scales,
+             scheme::ReadKvScales(checkpoint_, p.substr(0, p.size() - 1), &report_));
+  caches_without_scales_ += !scales.has_value();
+  out.k_scale = scales.value_or(scheme::KvScales{}).k;
+  out.v_scale = scales.value_or(scheme::KvScales{}).v;
   return {};
 }
 
@@ -274,7 +282,14 @@ Result<ModelWeights> Loader::Read() {
              ReadShard(head, c.tie_embeddings ? c.prefix + "embed_tokens" : "lm_head"));
   out.head = {c.vocab, c.hidden, {std::move(shard)}};
   if (plan_.draft_tokens > 0) NIBBLE_CHECK_OK(ReadMtp(out.mtp.emplace()));
-  NIBBLE_TRY(out.unused_tensors, scheme::CheckAllTensorsUsed(checkpoint_, report_));
+  scheme::PartsRun parts;
+  parts.mtp = plan_.draft_tokens > 0;
+  if (plan_.kv_dtype == KvDtype::kFp8) parts.kv_cache = scheme::KvCacheScheme::kFp8;
+  NIBBLE_TRY(out.unused_tensors, scheme::CheckAllTensorsUsed(checkpoint_, report_, parts));
+  if (caches_without_scales_ > 0) {
+    Log(LogLevel::kWarning, "kv_cache dtype=fp8 layers_without_scales={} scale_used=1.0",
+        caches_without_scales_);
+  }
   out.ignored_tensors = std::move(report_.ignored_tensors);
   return out;
 }

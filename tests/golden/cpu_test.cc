@@ -13,59 +13,6 @@
 namespace nibble::golden {
 namespace {
 
-struct RoutedRow {
-  std::vector<float> probabilities;
-  std::vector<int32_t> chosen;  // ascending
-};
-
-/// The routing of every (layer, token) of a run over ids, layer by layer.
-std::vector<RoutedRow> RoutesOf(Rig& rig, std::span<const int32_t> ids) {
-  std::vector<RoutedRow> out;
-  rig.operators->Observe({[&](int64_t, std::span<const float> p, std::span<const int32_t> chosen) {
-                            out.push_back({{p.begin(), p.end()}, {chosen.begin(), chosen.end()}});
-                            std::sort(out.back().chosen.begin(), out.back().chosen.end());
-                          },
-                          {}});
-  rig.Logits(ids, static_cast<int64_t>(ids.size()) - 1);
-  rig.operators->Observe({});
-  return out;
-}
-
-/// Names the first token whose experts differ from REFERENCE's, and by how little the router
-/// decided there: the relative gap of the k-th and the (k+1)-th probability. Infinite when no token
-/// differs.
-double FirstRouterNearTie(Rig& rig, Rig& truth, std::span<const int32_t> ids) {
-  const auto got = RoutesOf(rig, ids), want = RoutesOf(truth, ids);
-  for (size_t i = 0; i < want.size(); ++i) {
-    if (got[i].chosen == want[i].chosen) continue;
-    std::vector<float> p = want[i].probabilities;
-    std::sort(p.begin(), p.end(), std::greater<>());
-    const size_t k = want[i].chosen.size();
-    const double gap = (p[k - 1] - p[k]) / p[k - 1];
-    std::cout << "  router near-tie: layer " << i / ids.size() << " token " << i % ids.size()
-              << ", gap " << 100 * gap << " %\n";
-    return gap;
-  }
-  return HUGE_VAL;
-}
-
-/// Every step's argmax under the reference's own tokens, where the reference was sure of it.
-/// Prefill in one batch or token by token.
-void ExpectSureTokens(Rig& rig, const Reference& want, int p, int64_t batch,
-                      const std::string& what) {
-  auto ids = want.Ints(fmt::format("p{}.ids", p));
-  const auto greedy = want.Ints(fmt::format("p{}.greedy", p));
-  const auto margin = want.Floats(fmt::format("p{}.margin", p));
-  const int64_t first = static_cast<int64_t>(ids.size()) - 1;
-  ids.insert(ids.end(), greedy.begin(), greedy.end() - 1);
-  const auto logits = rig.Logits(ids, first, batch);
-  for (size_t i = 0; i < greedy.size(); ++i) {
-    if (margin[i] > 0.1f) {
-      EXPECT_EQ(engine::ArgMax(logits[i]), greedy[i]) << what << " prompt " << p << " step " << i;
-    }
-  }
-}
-
 TEST(Cpu, W4A16IsWithinSixteenBitNoiseOfTheReference) {
   for (const Subject& s : MiniCheckpoints()) {
     if (s.w4a4) continue;
@@ -140,28 +87,6 @@ TEST(Cpu, ResultsDoNotDependOnTheNumberOfThreads) {
 }
 
 // ---- Layer 0's experts alone, fed the reference's own input.
-
-struct Layer0 {
-  std::vector<float> out;
-  std::vector<int32_t> experts;
-};
-
-Layer0 RunLayer0(Rig& rig, const std::vector<float>& in) {
-  const auto& c = rig.plan.model;
-  const int64_t rows = static_cast<int64_t>(in.size()) / c.hidden;
-  std::vector<float> x = in;
-  Layer0 r;
-  r.out.assign(in.size(), NAN);
-  r.experts.resize(rows * c.top_k);
-  std::vector<float> weights(rows * c.top_k);
-  const kernels::Routing routing{r.experts.data(), weights.data(), c.top_k};
-  const kernels::Matrix xm{x.data(), rows, c.hidden}, ym{r.out.data(), rows, c.hidden};
-  const auto& layer = rig.weights.layers[0];
-  rig.operators->Route(layer.router, xm, c.norm_topk_prob, routing);
-  rig.operators->Experts(layer.experts, xm, routing, ym);
-  EXPECT_TRUE(rig.operators->Finish().ok());
-  return r;
-}
 
 /// What the other precision answers: a W4A4 checkpoint raised to 16 bits, or a W4A16 one run in
 /// REFERENCE with the activation scales that calibration on this very input would give it (amax /

@@ -1,10 +1,15 @@
 #include "rig.h"
 
+#include <gtest/gtest.h>
+
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <iostream>
 
 #include "base/file.h"
+#include "engine/sampler.h"
 #include "kernels/cpu/isa.h"
 
 namespace nibble::golden {
@@ -16,7 +21,8 @@ Result<std::unique_ptr<Rig>> Rig::Open(const std::string& dir, const plan::Wishe
   NIBBLE_TRY(rig->plan, plan::MakePlan(rig->checkpoint, kernels::cpu::DescribeCpu(isa), wishes));
   NIBBLE_TRY(rig->weights, weights::LoadWeights(rig->checkpoint, rig->plan, rig->pool));
   rig->operators = make ? make(rig->plan.glue, isa, rig->pool)
-                        : std::make_unique<kernels::HostOperators>(rig->plan.glue, isa, rig->pool);
+                        : std::make_unique<kernels::HostOperators>(rig->plan.glue, isa, rig->pool,
+                                                                   rig->plan.batch_invariant);
   NIBBLE_TRY(rig->model,
              model::QwenMoe::Create(rig->plan.model, rig->weights, *rig->operators,
                                     {1, 1024, rig->plan.kv_dtype, rig->plan.draft_tokens + 1}));
@@ -100,6 +106,21 @@ std::vector<Subject> MiniCheckpoints() {
   return out;
 }
 
+std::vector<Subject> HybridCheckpoints() {
+  const std::string data = TestData();
+  if (data.empty()) return {};
+  std::vector<Subject> out;
+  for (const char* end : {"modelopt-W4A16_NVFP4", "ct-NVFP4A16", "modelopt-mixed"}) {
+    Subject s;
+    s.name = std::string("qwen3.6-moe-mini-") + end;
+    s.dir = data + "/checkpoints/" + s.name;
+    s.reference = data + "/references/" + s.name + ".native.safetensors";
+    s.w4a4 = std::string_view(end) == "modelopt-mixed";
+    out.push_back(std::move(s));
+  }
+  return out;
+}
+
 std::vector<Subject> TinyCheckpoints() {
   const std::string here = std::string(NIBBLE_SOURCE_DIR) + "/tests/golden/";
   std::vector<Subject> out;
@@ -131,6 +152,84 @@ std::vector<CpuIsa> IsasHere() {
     if (kernels::cpu::HasIsa(isa)) out.push_back(isa);
   }
   return out;
+}
+
+namespace {
+
+struct RoutedRow {
+  std::vector<float> probabilities;
+  std::vector<int32_t> chosen;  // ascending
+};
+
+/// The routing of every (layer, token) of a run over ids, layer by layer.
+std::vector<RoutedRow> RoutesOf(Rig& rig, std::span<const int32_t> ids) {
+  std::vector<RoutedRow> out;
+  rig.operators->Observe({[&](int64_t, std::span<const float> p, std::span<const int32_t> chosen) {
+                            out.push_back({{p.begin(), p.end()}, {chosen.begin(), chosen.end()}});
+                            std::sort(out.back().chosen.begin(), out.back().chosen.end());
+                          },
+                          {}});
+  rig.Logits(ids, static_cast<int64_t>(ids.size()) - 1);
+  rig.operators->Observe({});
+  return out;
+}
+
+}  // namespace
+
+double FirstRouterNearTie(Rig& rig, Rig& truth, std::span<const int32_t> ids) {
+  const auto got = RoutesOf(rig, ids), want = RoutesOf(truth, ids);
+  for (size_t i = 0; i < want.size(); ++i) {
+    if (got[i].chosen == want[i].chosen) continue;
+    std::vector<float> p = want[i].probabilities;
+    std::sort(p.begin(), p.end(), std::greater<>());
+    const size_t k = want[i].chosen.size();
+    const double gap = (p[k - 1] - p[k]) / p[k - 1];
+    std::cout << "  router near-tie: layer " << i / ids.size() << " token " << i % ids.size()
+              << ", gap " << 100 * gap << " %\n";
+    return gap;
+  }
+  return HUGE_VAL;
+}
+
+void ExpectSureTokens(Rig& rig, const Reference& want, int p, int64_t batch,
+                      const std::string& what) {
+  auto ids = want.Ints(fmt::format("p{}.ids", p));
+  const auto greedy = want.Ints(fmt::format("p{}.greedy", p));
+  const auto margin = want.Floats(fmt::format("p{}.margin", p));
+  const int64_t first = static_cast<int64_t>(ids.size()) - 1;
+  ids.insert(ids.end(), greedy.begin(), greedy.end() - 1);
+  const auto logits = rig.Logits(ids, first, batch);
+  for (size_t i = 0; i < greedy.size(); ++i) {
+    if (margin[i] > 0.1f) {
+      EXPECT_EQ(engine::ArgMax(logits[i]), greedy[i]) << what << " prompt " << p << " step " << i;
+    }
+  }
+}
+
+Layer0 RunLayer0(Rig& rig, const std::vector<float>& in) {
+  const auto& c = rig.plan.model;
+  const int64_t rows = static_cast<int64_t>(in.size()) / c.hidden;
+  std::vector<float> x = in;
+  Layer0 r;
+  r.out.assign(in.size(), NAN);
+  r.experts.resize(rows * c.top_k);
+  std::vector<float> weights(rows * c.top_k);
+  const kernels::Routing routing{r.experts.data(), weights.data(), c.top_k};
+  const kernels::Matrix xm{x.data(), rows, c.hidden}, ym{r.out.data(), rows, c.hidden};
+  const auto& layer = rig.weights.layers[0];
+  rig.operators->Route(layer.router, xm, c.norm_topk_prob, routing);
+  rig.operators->Experts(layer.experts, xm, routing, ym);
+  if (layer.shared_gate.data != nullptr) {
+    std::vector<float> gate_up(rows * layer.gate_up.n), mlp(rows * layer.down.k), down(in.size());
+    const kernels::Matrix gm{gate_up.data(), rows, layer.gate_up.n},
+        mm{mlp.data(), rows, layer.down.k}, dm{down.data(), rows, c.hidden};
+    rig.operators->Linear(layer.gate_up, xm, gm);
+    rig.operators->SiluMul(gm, mm);
+    rig.operators->Linear(layer.down, mm, dm);
+    rig.operators->AddSharedExpert(layer.shared_gate, xm, dm, ym);
+  }
+  EXPECT_TRUE(rig.operators->Finish().ok());
+  return r;
 }
 
 plan::Wishes Reference64() {

@@ -76,6 +76,26 @@ std::vector<Subject> TinyCheckpoints();
 /// NIBBLE_TEST_DATA, or empty.
 std::string TestData();
 
+/// The three of the hybrid family, where NIBBLE_TEST_DATA leads to them: none without.
+std::vector<Subject> HybridCheckpoints();
+
+/// Every step's argmax under the reference's own tokens, where the reference was sure of it.
+/// Prefill in one batch or token by token.
+void ExpectSureTokens(Rig& rig, const Reference& want, int p, int64_t batch,
+                      const std::string& what);
+
+/// Names the first token whose experts differ from REFERENCE's, and by how little the router
+/// decided there: the relative gap of the k-th and the (k+1)-th probability. Infinite when no token
+/// differs.
+double FirstRouterNearTie(Rig& rig, Rig& truth, std::span<const int32_t> ids);
+
+/// Layer 0's experts, the shared one among them, alone.
+struct Layer0 {
+  std::vector<float> out;
+  std::vector<int32_t> experts;
+};
+Layer0 RunLayer0(Rig& rig, const std::vector<float>& in);
+
 /// ||a - b|| / ||b||
 double RelativeL2(std::span<const float> a, std::span<const float> b);
 /// The instruction sets that this machine can run.
