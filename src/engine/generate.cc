@@ -62,12 +62,6 @@ class TextSink {
 };
 
 /// One completion on its way: what was drawn, and what the model's slot holds of it.
-///
-/// With speculation a round runs the last token and K drafts, tentatively. Each row's token is drawn
-/// as if it were the only one; a draft is accepted where it is the very token that was drawn. The
-/// drawn tokens are therefore those of a run without drafts, for greedy and for sampled runs alike,
-/// and a draft of probability p is accepted with probability p, which is the most that any rule can
-/// accept (Leviathan, Kalman, Matias 2023, arXiv 2211.17192, with a deterministic draft).
 class Generation {
  public:
   Generation(Engine& engine, const Request& request, int64_t max_tokens, Sampler sampler,
@@ -110,7 +104,8 @@ class Generation {
         const std::span<float> logits(logits_.data(), vocab_);
         NIBBLE_CHECK_OK(model_.Logits({&last, 1}, logits));
         out_.prompt_logits.assign(logits.begin(), logits.end());
-        NIBBLE_CHECK_OK(DrawFrom(0));
+        NIBBLE_TRY(const int32_t id, sampler_.Next(logits));
+        Commit(id);
       }
       if (draft_tokens_ == 0 || done_) continue;
       std::vector<int32_t> next(prompt.begin() + start + 1,
@@ -137,14 +132,9 @@ class Generation {
     for (int64_t i = 0; i < rows; ++i) all[i] = i;
     NIBBLE_CHECK_OK(model_.Logits(all, std::span(logits_).first(rows * vocab_)));
 
-    int64_t accepted = 0;
-    while (true) {
-      NIBBLE_CHECK_OK(DrawFrom(accepted));
-      const bool right =
-          accepted + 1 < rows && out_.ids.back() == ids[static_cast<size_t>(accepted) + 1];
-      accepted += right;
-      if (done_ || !right) break;
-    }
+    NIBBLE_TRY(const int64_t accepted,
+               DrawRound(sampler_, std::span(logits_).first(rows * vocab_),
+                         std::span(ids).subspan(1), [&](int32_t id) { return Commit(id); }));
     if (draft_tokens_ > 0) {
       out_.speculation.rounds.push_back({static_cast<int>(drafted), static_cast<int>(accepted)});
       model_.Keep(0, accepted + 1);
@@ -180,27 +170,26 @@ class Generation {
     return {};
   }
 
-  /// Draws a token from row `row` of the logits, commits it, and sees whether it is the last.
-  Result<void> DrawFrom(int64_t row) {
-    NIBBLE_TRY(const int32_t id, sampler_.Next(std::span(logits_).subspan(row * vocab_, vocab_)));
+  /// Takes a drawn token into the answer; false where it is the last.
+  bool Commit(int32_t id) {
     out_.ids.push_back(id);
     done_ = true;
     if (!request_.ignore_eos && std::find(eos_.begin(), eos_.end(), id) != eos_.end()) {
       out_.finish_reason = FinishReason::kStop;
-      return {};
+      return false;
     }
     switch (sink_.Push(id)) {
       case TextSink::State::kMatched:
         out_.finish_reason = FinishReason::kStop;
-        return {};
+        return false;
       case TextSink::State::kCancelled:
         out_.finish_reason = FinishReason::kCancelled;
-        return {};
+        return false;
       case TextSink::State::kGoing:
         break;
     }
     done_ = static_cast<int64_t>(out_.ids.size()) == max_tokens_;
-    return {};
+    return !done_;
   }
 
   model::QwenMoe& model_;
