@@ -95,7 +95,6 @@ BenchModel Describe(const Arguments& a, engine::Engine& engine) {
   m.per_token = engine.BytesPerToken();
   m.draft_tokens = plan.draft_tokens;
   m.load_seconds = engine.load_seconds();
-  m.bandwidth = PlainReadBandwidth(engine.pool());
   return m;
 }
 
@@ -140,10 +139,16 @@ Result<void> BenchThreads(const Arguments& a, const std::vector<BenchTest>& test
   for (const BenchTest& test : tests)
     longest = std::max(longest, std::max<int64_t>(test.prompt, 1) + test.generated);
   if (options.wishes.context == 0) options.wishes.context = longest + 1;
+  // Before the model is there: it needs half a GiB, which shall not count as the model's.
+  const double bandwidth = [&] {
+    ThreadPool pool(threads > 0 ? threads : AvailableCores());
+    return PlainReadBandwidth(pool);
+  }();
   MemoryWatch memory;
   NIBBLE_TRY(const std::unique_ptr<engine::Engine> engine, Load(a, options, &memory));
   memory.Look();
   BenchModel model = Describe(a, *engine);
+  model.bandwidth = bandwidth;
   for (const BenchTest& test : tests) {
     NIBBLE_TRY(const BenchResult result, Measure(*engine, test, a.repetitions));
     memory.Look();

@@ -190,11 +190,11 @@ void BenchReport::CsvRow(const Json::Object& fields) {
 void BenchReport::Footer(const BenchModel& m) {
   if (format_ != BenchFormat::kMarkdown) return;
   fmt::print(
-      "\n{} threads read {:.1f} GB/s | {} tensors' {} packed to {} in {:.1f} s | peak memory {} "
-      "({:.2f} x the tensors), {} with file pages\n\n",
-      m.threads, m.bandwidth * 1e-9, m.synthetic ? "random" : "the file's", Size(m.bytes),
-      Size(m.packed), m.load_seconds, Size(m.peak_anonymous),
-      static_cast<double>(m.peak_anonymous) / static_cast<double>(m.bytes), Size(m.peak_resident));
+      "\n{} threads read {:.1f} GB/s | load {:.1f} s: {} of tensors, {} packed | peak memory {} "
+      "({:.2f} x the tensors), {} with pages of files\n\n",
+      m.threads, m.bandwidth * 1e-9, m.load_seconds, Size(m.bytes), Size(m.packed),
+      Size(m.peak_anonymous), static_cast<double>(m.peak_anonymous) / static_cast<double>(m.bytes),
+      Size(m.peak_resident));
   first_ = true;
 }
 

@@ -92,7 +92,7 @@ Result<void> MakeTensors(const std::vector<TensorSpec>& specs, uint64_t seed,
     tensor.dtype = spec.dtype;
     tensor.shape = spec.shape;
     if (const auto* noise = std::get_if<Noise>(&spec.contents)) {
-      NIBBLE_TRY(tensor.data, pools->View(*noise, spec.name, spec.bytes()));
+      NIBBLE_TRY(tensor.data, pools->View(*noise, spec.key(), spec.bytes()));
     } else {
       tensor.data = pools->Scalar(std::get<float>(spec.contents), spec.dtype);
     }

@@ -25,7 +25,7 @@ struct Options {
 /// A whole checkpoint of random weights: the configs of `config_dir` (config.json, and where they
 /// are hf_quant_config.json and generation_config.json) with their quantization declared anew, and
 /// every tensor that they promise, as views into a hundred megabytes of random numbers. The same
-/// options give the same bytes on every machine.
+/// options give the same bytes on every machine, and both dialects the same numbers.
 /// errors  kNotFound, kIo, kCorruptFile (configs), kUnsupported (a model or scheme that is not
 ///         known), kInvalidArgument (more layers than there are), kOutOfMemory
 Result<checkpoint::CheckpointParts> Synthesize(const std::string& config_dir,

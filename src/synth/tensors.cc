@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/checked.h"
+#include "numerics/bf16.h"
 
 namespace nibble::synth {
 namespace {
@@ -18,7 +19,7 @@ constexpr float kVectorSpread = 0.0625f;  // of norms and biases
 constexpr float kEmbeddingSpread = 0.5f;
 constexpr float kLargestActivation = 8;  // what calibration is said to have seen
 constexpr float kNvfp4Range = 6 * 448;   // amax under a global scale of 1
-constexpr float kFp8Range = 448;
+constexpr float kFp8ActivationScale = RoundToBf16(kLargestActivation / 448);
 
 Noise Bell(float centre, double spread, Noise::Kind kind = Noise::Kind::kBf16) {
   return {kind, centre, static_cast<float>(spread)};
@@ -63,6 +64,7 @@ class Lister {
     Add(std::move(name), DType::kBf16, std::move(shape), Bell(centre, spread));
   }
   /// A number that a linear has one of: [] in one dialect, [1] in the other.
+  /// FP8's are bf16 numbers in either, as compressed-tensors stores them.
   void AddNumber(std::string name, DType dtype, double value) {
     out_.push_back({std::move(name), dtype, ct() ? Shape{1} : Shape{}, static_cast<float>(value)});
   }
@@ -165,7 +167,7 @@ class Lister {
         Bell(static_cast<float>(scale), scale / 16, ct() ? Noise::Kind::kBf16 : Noise::Kind::kF32);
     Add(name + ".weight", DType::kF8E4m3, {n, k}, {Noise::Kind::kFp8Codes, 0, 0});
     if (scheme.weight == kFp8StaticTensor) {
-      AddNumber(scales, dtype, scale * ScaleFactor(name));
+      AddNumber(scales, dtype, RoundToBf16(static_cast<float>(scale * ScaleFactor(name))));
     } else if (scheme.weight == kFp8StaticChannel) {
       Add(scales, dtype, ct() ? Shape{n, 1} : Shape{n}, noise);
     } else if (scheme.weight == kFp8StaticBlock128) {
@@ -176,7 +178,7 @@ class Lister {
                  ToString(*scheme.weight));
     }
     if (scheme.activation && scheme.activation->scale.is_static)
-      AddNumber(name + ".input_scale", dtype, kLargestActivation / kFp8Range);
+      AddNumber(name + ".input_scale", dtype, kFp8ActivationScale);
     return {};
   }
 
@@ -190,11 +192,9 @@ class Lister {
       }
       const std::string attention = module.substr(0, module.rfind('.'));
       if (ct()) {
-        AddNumber(fmt::format("{}.{}_scale", attention, which), DType::kBf16,
-                  kLargestActivation / kFp8Range);
+        AddNumber(fmt::format("{}.{}_scale", attention, which), DType::kBf16, kFp8ActivationScale);
       } else {
-        AddNumber(fmt::format("{}.{}_scale", module, which), DType::kF32,
-                  kLargestActivation / kFp8Range);
+        AddNumber(fmt::format("{}.{}_scale", module, which), DType::kF32, kFp8ActivationScale);
       }
     }
   }
@@ -209,6 +209,13 @@ uint64_t TensorSpec::bytes() const {
   uint64_t bits = BitsOf(dtype);
   for (const uint64_t dim : shape) bits *= dim;
   return bits / 8;
+}
+
+std::string_view TensorSpec::key() const {
+  constexpr std::string_view kPacked = "_packed";  // compressed-tensors' codes
+  std::string_view text = name;
+  if (text.ends_with(kPacked)) text.remove_suffix(kPacked.size());
+  return text;
 }
 
 bool QuantizedModel::uniform() const {

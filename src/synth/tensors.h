@@ -25,6 +25,8 @@ struct TensorSpec {
   std::variant<Noise, float> contents;  // a float: one number, all there is
 
   uint64_t bytes() const;
+  /// What the contents belong to: the same in both dialects, so that both hold the same model.
+  std::string_view key() const;
 };
 
 /// A model with a scheme for each of its modules, in one dialect.
