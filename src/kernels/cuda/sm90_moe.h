@@ -71,7 +71,8 @@ struct Sm90MoeParams {
   Bf16* y = nullptr;               // [T, H], written whole; does not alias x
   std::byte* workspace = nullptr;  // 256-byte aligned, see below
 
-  // W4A4 alone, else null: what an activation is multiplied with before its block scale is taken.
+  // W4A4 alone, else null: what an activation is multiplied with before its block scale is taken;
+  // between 2^-100 and 2^100.
   const float* a1_gscale = nullptr;  // [E, shards]
   const float* a2_gscale = nullptr;  // [E]
 

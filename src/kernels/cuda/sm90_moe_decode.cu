@@ -230,6 +230,7 @@ __global__ void __launch_bounds__(kThreads, 1) MoeDecode(const __grid_constant__
   LetNextKernelStart();
   WaitForPreviousKernel();
 
+  TouchX<C, N>(a, s, p);
   const Arrival arrival = Arrive(a);
   int items = -1;
   Work w;
@@ -450,7 +451,7 @@ Result<void> LaunchSm90MoeDecode(const Sm90MoeParams& params, cudaStream_t strea
   if (!fp4) return decode::LaunchFor<false>(a, kind, keeps_x, stream);
   a.a1 = params.a1_gscale;
   a.a2 = params.a2_gscale;
-  a.a1_shards = shape.gated() ? 2 : 1;
+  a.a1_step = shape.precision == Sm90Precision::kFp4Layer ? 0 : shape.shards();
   a.x_passes = shape.precision == Sm90Precision::kFp4Shard ? 2 : 1;
   if (!keeps_x && shape.precision == Sm90Precision::kFp4Layer) {
     NIBBLE_CHECK_OK(decode::QuantizeAhead(a, params.workspace + decode::kXOffset, stream));

@@ -63,7 +63,7 @@ struct Args {
   Divisor by_top_k, by_tasks, by_grid;
   ActivationArgs activation;
   const float *a1, *a2;      // gscales [E][shards] and [E], with NVFP4 activations alone
-  int a1_shards;             // 2 or 1
+  int a1_step;               // from one expert's a1 to the next: its shards, or 0 if all are equal
   int x_passes;              // configurations of any shape: 0: x comes quantized; 2: once for gate,
                              // once for up, whose gscales differ
   const float* b2;           // [E][H] or null
@@ -105,7 +105,8 @@ struct Smem {
     float4 partial[kGroups][kPartialBuffers][kGroupWarps][kTaskTiles][32];  // GEMM1
     float out[kOutFloats];  // GEMM2: [half][route][row]
   };
-  float scales[kWarps][8];  // of the item that a warp finishes next, see ItemScales
+  uint32_t touched[kWarps][32];  // what TouchX reads goes here and nowhere
+  float scales[kWarps][8];       // of the item that a warp finishes next, see ItemScales
   uint64_t full[kWarps][kSlots];
   uint64_t partial_full[kGroups][kPartialBuffers];
   uint64_t partial_empty[kGroups][kPartialBuffers];
@@ -173,7 +174,7 @@ __device__ __forceinline__ void StoreFactors(const Args& a, Smem& s, const Threa
   for (int i = 0; i < kRoutesAThread; ++i) {
     const int route = threadIdx.x + i * kThreads;
     float global = r.global[i] * kHopperWeightScale;
-    if constexpr (N::kFp4) global *= __frcp_rn(r.gscale[i]);
+    if constexpr (N::kFp4) global *= Reciprocal(r.gscale[i]);
     if (route < a.routes) s.factor[route] = r.weight[i] * global;
   }
 }

@@ -10,6 +10,28 @@ __device__ __forceinline__ __nv_bfloat16* RowOfH(const Args& a, const Smem& s, i
   return a.h + static_cast<size_t>(2 * route + s.odd_launch) * a.padded_intermediate;
 }
 
+/// Copies one word to shared memory without holding a register for it.
+__device__ __forceinline__ void CopyWord(void* to, const void* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(SharedAddress(to)), "l"(from)
+               : "memory");
+}
+
+/// Few tokens: brings this warp's part of their x into L1 before anything is known of the experts. It
+/// would come late behind the weights, and be quantized only then.
+template <class C, class N>
+__device__ __forceinline__ void TouchX(const Args& a, Smem& s, const Place& p) {
+  if constexpr (N::kFp4 && !C::kAnyShape) {
+    uint32_t* to = &s.touched[p.warp][p.lane];
+    const int lines = a.tokens * C::kXSteps;  // 128 bytes a step
+    if (lines > 64) return;
+    for (int i = p.lane; i < lines; i += 32) {
+      const int step = p.k_part * C::kXSteps + i % C::kXSteps;
+      CopyWord(to, a.x + static_cast<size_t>(i / C::kXSteps) * a.hidden + step * 64);
+    }
+    if (p.lane == 0) CopyWord(to, a.a1);
+  }
+}
+
 /// What the epilogue needs of an expert: copied to shared memory long before, without a register that
 /// would have to wait for it.
 template <class N>
@@ -22,12 +44,9 @@ struct ItemScales {
     const int shards = N::kGated ? 2 : 1;
     const int shard = N::kGated ? p.lane % 2 : 0;
     const float* from = a.g1 + expert * shards + shard;
-    if (N::kFp4 && p.lane >= 2) from = a.a1 + expert * a.a1_shards + shard;
+    if (N::kFp4 && p.lane >= 2) from = a.a1 + expert * a.a1_step + shard;
     if (N::kFp4 && p.lane == 4) from = a.a2 + expert;
-    asm volatile(
-        "cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(SharedAddress(&s.scales[p.warp][p.lane])),
-        "l"(from)
-        : "memory");
+    CopyWord(&s.scales[p.warp][p.lane], from);
   }
   float gate, up;
   Gscale h{1, 1};
@@ -36,7 +55,7 @@ struct ItemScales {
     __syncwarp();
     const float* v = s.scales[p.warp];
     gate = v[0] * kHopperWeightScale, up = v[1] * kHopperWeightScale;
-    if constexpr (N::kFp4) gate *= __frcp_rn(v[2]), up *= __frcp_rn(v[3]), h = GscaleOf(v[4]);
+    if constexpr (N::kFp4) gate *= Reciprocal(v[2]), up *= Reciprocal(v[3]), h = GscaleOf(v[4]);
     __syncwarp();  // the next may be asked for
   }
 };
@@ -193,7 +212,7 @@ template <int kSteps>
 __device__ __forceinline__ void LoadQuantized(const Args& a, const Smem& s, const Place& p,
                                               const Work& w, const Item& it,
                                               uint32_t (&x)[kSteps][8]) {
-  const Gscale g = GscaleOf(__ldg(a.a1 + it.expert * a.a1_shards));
+  const Gscale g = GscaleOf(__ldg(a.a1 + it.expert * a.a1_step));
   if (it.routes == 1) return LoadShared<1>(a, s, p, w, it, g, x);
   if (it.routes == 2) return LoadShared<2>(a, s, p, w, it, g, x);
   if (kSteps == 4 && it.routes <= 4) return LoadShared<4>(a, s, p, w, it, g, x);
@@ -217,7 +236,7 @@ __device__ __forceinline__ void LoadUnit(const Args& a, const Place& p, int expe
   }
   if constexpr (N::kFp4) {
     if (a.x_passes == 0) return;
-    const Gscale g = GscaleOf(__ldg(a.a1 + expert * a.a1_shards + shard));
+    const Gscale g = GscaleOf(__ldg(a.a1 + expert * a.a1_step + shard));
 #pragma unroll
     for (int k = 0; k < kUnitSteps1; ++k) QuantizeBlock(x[k], g);
   }

@@ -20,8 +20,8 @@ struct HiddenScales {
     up = __ldg(a.globals + last) * kHopperWeightScale;
     if constexpr (K::kGated) gate = __ldg(a.globals + last - 1) * kHopperWeightScale;
     if constexpr (K::kFp4) {
-      up *= __frcp_rn(__ldg(a.gscales + last));
-      if constexpr (K::kGated) gate *= __frcp_rn(__ldg(a.gscales + last - 1));
+      up *= Reciprocal(__ldg(a.gscales + last));
+      if constexpr (K::kGated) gate *= Reciprocal(__ldg(a.gscales + last - 1));
       h = GscaleOf(__ldg(a.h_gscales + expert));
     }
   }
@@ -201,7 +201,7 @@ __device__ __forceinline__ void StoreOutput(const GemmArgs& a, const Tile& tile,
   const int t = c.lane % 4, q = c.lane / 4;
   const int column = (tile.row_tile * 2 + c.block()) * 128 + c.warp * 32 + 8 * t;
   float global = __ldg(a.globals + tile.tokens.expert) * kHopperWeightScale;
-  if constexpr (K::kFp4) global *= __frcp_rn(__ldg(a.gscales + tile.tokens.expert));
+  if constexpr (K::kFp4) global *= Reciprocal(__ldg(a.gscales + tile.tokens.expert));
   uint8_t* to =
       a.out + (static_cast<size_t>(tile.tokens.first_row + q) * a.out_columns + column) * 2;
 #pragma unroll

@@ -25,18 +25,26 @@ __device__ __forceinline__ float HighBf16(uint32_t pair) {
   return __uint_as_float(pair & 0xFFFF0000u);
 }
 
+/// 1 / a, rounded once, where neither a nor it is subnormal; NaN for 0. What __frcp_rn does for these,
+/// without its branch.
+__device__ __forceinline__ float Reciprocal(float a) {
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(a));
+  return __fmaf_rn(r, -__fmaf_rn(a, r, -1.0f), r);
+}
+
 /// gscale and its reciprocal, rounded once.
 struct Gscale {
   float value, inverse;
 };
-__device__ __forceinline__ Gscale GscaleOf(float gscale) { return {gscale, __frcp_rn(gscale)}; }
+__device__ __forceinline__ Gscale GscaleOf(float gscale) { return {gscale, Reciprocal(gscale)}; }
 
 /// One block's scale: e4m3, and what its elements are multiplied with.
 struct BlockScale {
   float scale, inverse;
 };
-/// `amax`: of the block's magnitudes, not NaN. A scale of zero makes the inverse infinite, which
-/// does no harm: every magnitude is clamped to 6, and 6 * 0 is 0.
+/// `amax`: of the block's magnitudes, not NaN. A scale of zero makes the inverse NaN, which does no
+/// harm: every magnitude becomes 6, and 6 * 0 is 0.
 __device__ __forceinline__ BlockScale ScaleOfBlock(float amax, const Gscale& g) {
   constexpr float kSixth = static_cast<float>(1.0 / 6.0);
   const float wanted = __fmul_rn(g.value, __fmul_rn(amax, kSixth));
@@ -47,7 +55,7 @@ __device__ __forceinline__ BlockScale ScaleOfBlock(float amax, const Gscale& g) 
       " cvt.f32.f16 %0, l; }"
       : "=f"(scale)
       : "h"(e4m3));
-  return {scale, __frcp_rn(__fmul_rn(scale, g.inverse))};
+  return {scale, Reciprocal(__fmul_rn(scale, g.inverse))};
 }
 
 /// |x * inverse| as the nearest e2m1 magnitude, ties to the even code. An e2m1 magnitude is a float
