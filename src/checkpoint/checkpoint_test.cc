@@ -243,5 +243,44 @@ TEST(Checkpoint, RefusesBadConfigs) {
   }
 }
 
+CheckpointParts PartsOf(std::vector<TensorInfo> tensors, std::shared_ptr<const void> owner = {}) {
+  CheckpointParts parts;
+  parts.dir = "nowhere";
+  parts.config = Json::Object{{"text_config", Json::Object{{"a", 1}}}};
+  parts.tensors = std::move(tensors);
+  parts.owner = std::move(owner);
+  return parts;
+}
+
+TEST(CheckpointFromParts, IsOneLikeAnyOther) {
+  auto bytes = std::make_shared<std::vector<std::byte>>(24);
+  const std::span<const std::byte> all(*bytes);
+  const std::weak_ptr<const void> watch = bytes;
+  {
+    const Checkpoint checkpoint = Checkpoint::FromParts(PartsOf(
+        {{"b", DType::kF32, 7, {}, all.first(4)}, {"a", DType::kBf16, 0, {5, 2}, all.subspan(4)}},
+        std::move(bytes)));
+    EXPECT_FALSE(watch.expired());  // the checkpoint keeps the tensors' memory
+    ASSERT_EQ(checkpoint.tensors().size(), 2u);
+    EXPECT_EQ(checkpoint.tensors()[0].name, "a");
+    ASSERT_NE(checkpoint.Find("b"), nullptr);
+    EXPECT_EQ(checkpoint.Find("b")->data.data(), all.data());
+    EXPECT_EQ(checkpoint.FileOf(*checkpoint.Find("b")), "(in memory)");
+    EXPECT_EQ(checkpoint.total_bytes(), 24u);
+    EXPECT_EQ(checkpoint.dir(), "nowhere");
+    EXPECT_EQ(checkpoint.text_config(), Json(Json::Object{{"a", 1}}));
+    EXPECT_EQ(checkpoint.hf_quant_config(), nullptr);
+  }
+  EXPECT_TRUE(watch.expired());
+}
+
+TEST(CheckpointFromParts, EndsOnWhatIsNoTensor) {
+  const std::vector<std::byte> bytes(8);
+  EXPECT_DEATH(Checkpoint::FromParts(PartsOf({{"a", DType::kF32, 0, {3}, bytes}})), "shape");
+  EXPECT_DEATH(Checkpoint::FromParts(
+                   PartsOf({{"a", DType::kF32, 0, {2}, bytes}, {"a", DType::kU8, 0, {8}, bytes}})),
+               "one name");
+}
+
 }  // namespace
 }  // namespace nibble::checkpoint

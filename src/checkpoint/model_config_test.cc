@@ -137,22 +137,20 @@ TEST(ModelConfig, RefusesByNameWhatItCannotRun) {
     const char* what;
   } kCases[] = {
       {R"({"model_type":"llama"})", "\"llama\""},
-      {R"({"model_type":"qwen3_5_moe","architectures":["Qwen3_5MoeForConditionalGeneration"]})",
-       "\"qwen3_5_moe\""},
-      {R"({"model_type":"qwen3_5_moe","architectures":["Qwen3_5MoeForConditionalGeneration"]})",
+      {R"({"model_type":"qwen3_next","architectures":["Qwen3NextForCausalLM"]})", "\"qwen3_next\""},
+      {R"({"architectures":["Qwen3_5MoeForConditionalGeneration"]})",
        "architecture \"Qwen3_5MoeForConditionalGeneration\""},
       {R"({"architectures":["Qwen3MoeForSequenceClassification"]})",
        "Qwen3MoeForSequenceClassification"},
       {R"({"hidden_act":"gelu"})", "hidden_act \"gelu\""},
       {R"({"use_sliding_window":true})", "use_sliding_window"},
-      {R"({"layer_types":["full_attention","sliding_attention"]})", "\"sliding_attention\""},
+      {R"({"num_hidden_layers":2,"layer_types":["full_attention","sliding_attention"]})",
+       "\"sliding_attention\""},
+      {R"({"num_hidden_layers":1,"layer_types":["linear_attention"]})", "\"linear_attention\""},
       {R"({"rope_scaling":{"type":"yarn","factor":4.0}})", "\"yarn\""},
       {R"({"rope_scaling":{"rope_type":"linear","factor":2.0}})", "\"linear\""},
       {R"({"rope_scaling":{"factor":2.0}})", "rope_scaling with a factor"},
       {R"({"rope_parameters":{"rope_type":"dynamic","rope_theta":1000000.0}})", "\"dynamic\""},
-      {R"({"partial_rotary_factor":0.5})", "partial_rotary_factor 0.5"},
-      {R"({"rope_parameters":{"rope_theta":1000000.0,"partial_rotary_factor":0.25}})",
-       "partial_rotary_factor 0.25"},
   };
   for (const auto& c : kCases) {
     SCOPED_TRACE(c.changes);
@@ -167,7 +165,8 @@ TEST(ModelConfig, RefusesByNameWhatItCannotRun) {
 
 TEST(ModelConfig, TakesTheHarmlessOnesOfThoseOptions) {
   for (const char* changes :
-       {R"({"rope_scaling":{"rope_type":"default"}})", R"({"layer_types":["full_attention"]})",
+       {R"({"rope_scaling":{"rope_type":"default"}})",
+        R"({"num_hidden_layers":1,"layer_types":["full_attention"]})",
         R"({"rope_parameters":{"rope_theta":1000000.0,"rope_type":"default"}})",
         R"({"partial_rotary_factor":1.0})", R"({"use_sliding_window":false,"sliding_window":128})",
         R"({"num_local_experts":128})", R"({"num_experts_per_tok":128})"}) {
@@ -231,6 +230,12 @@ TEST(ModelConfig, RefusesWhatCannotBeTrue) {
       {R"({"rope_scaling":"default"})", "\"rope_scaling\" is string"},
       {R"({"max_position_embeddings":0})", "\"max_position_embeddings\""},
       {R"({"layer_types":"full_attention"})", "layer_types"},
+      {R"({"layer_types":["full_attention"]})", "\"layer_types\" has 1 entries"},
+      {R"({"partial_rotary_factor":0.0})", "\"partial_rotary_factor\" is 0"},
+      {R"({"partial_rotary_factor":1.5})", "\"partial_rotary_factor\" is 1.5"},
+      {R"({"partial_rotary_factor":0.3})", "partial_rotary_factor 0.3 of head_dim 128"},
+      {R"({"partial_rotary_factor":0.5,"rope_parameters":{"partial_rotary_factor":0.25}})",
+       "\"partial_rotary_factor\" is 0.5 and 0.25"},
       {R"({"eos_token_id":151936})", "\"eos_token_id\" is \"151936\""},
       {R"({"eos_token_id":-1})", "\"eos_token_id\""},
       {R"({"eos_token_id":[1,"2"]})", "\"eos_token_id\""},
@@ -292,6 +297,123 @@ TEST(ModelConfig, RefusesImpossibleSampling) {
     ASSERT_FALSE(config) << text;
     EXPECT_EQ(config.error().code, ErrorCode::kCorruptFile);
     EXPECT_EQ(config.error().where, "generation_config.json");
+  }
+}
+
+// ---- The hybrid family.
+
+/// Qwen3.6-35B-A3B's text_config, shortened to eight layers.
+constexpr char kHybridText[] = R"({
+  "model_type": "qwen3_5_moe_text", "hidden_size": 2048, "num_hidden_layers": 8, "vocab_size": 248320,
+  "full_attention_interval": 4, "num_attention_heads": 16, "num_key_value_heads": 2, "head_dim": 256,
+  "attn_output_gate": true, "attention_bias": false, "partial_rotary_factor": 0.25,
+  "rope_parameters": {"rope_type": "default", "rope_theta": 10000000, "partial_rotary_factor": 0.25,
+                      "mrope_interleaved": true, "mrope_section": [11, 11, 10]},
+  "linear_num_key_heads": 16, "linear_num_value_heads": 32, "linear_key_head_dim": 128,
+  "linear_value_head_dim": 128, "linear_conv_kernel_dim": 4, "mamba_ssm_dtype": "float32",
+  "rms_norm_eps": 1e-06, "hidden_act": "silu", "num_experts": 256, "num_experts_per_tok": 8,
+  "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512, "mtp_num_hidden_layers": 1,
+  "mtp_use_dedicated_embeddings": false, "max_position_embeddings": 262144, "eos_token_id": 248044})";
+
+void Merge(Json& into, const std::string& changes) {
+  const Json parsed = *Json::Parse(changes);
+  for (const auto& [key, value] : parsed.object()) into.Set(key, value);
+}
+
+/// The text_config with members set, inside its wrapper.
+Json Hybrid(const std::string& changes = "{}", const std::string& outer = "{}") {
+  Json text = *Json::Parse(kHybridText);
+  Merge(text, changes);
+  Json::Array architectures;
+  architectures.push_back(Json("Qwen3_5MoeForConditionalGeneration"));
+  Json wrapper = Json::Object{{"architectures", Json(std::move(architectures))},
+                              {"model_type", "qwen3_5_moe"},
+                              {"text_config", std::move(text)}};
+  Merge(wrapper, outer);
+  return wrapper;
+}
+
+TEST(ModelConfig, ReadsTheHybridFamilyFromItsWrapper) {
+  auto config = ParseModelConfig(Hybrid(), nullptr);
+  ASSERT_TRUE(config) << config.error().Message();
+  EXPECT_EQ(config->family, ModelFamily::kQwen35Moe);
+  EXPECT_EQ(config->prefix, "model.language_model.");
+  EXPECT_EQ(config->rotary_dim, 64);
+  EXPECT_EQ(config->rope_theta, 1e7);
+  EXPECT_TRUE(config->attention_gate);
+  EXPECT_TRUE(config->zero_centred_norms);
+  EXPECT_TRUE(config->norm_topk_prob);  // always, and there is no switch for it
+  EXPECT_EQ(config->shared_intermediate, 512);
+  EXPECT_EQ(config->delta_k_heads, 16);
+  EXPECT_EQ(config->delta_v_heads, 32);
+  EXPECT_EQ(config->delta_k_dim, 128);
+  EXPECT_EQ(config->delta_v_dim, 128);
+  EXPECT_EQ(config->delta_conv, 4);
+  EXPECT_EQ(config->DeltaChannels(), 8192);
+  EXPECT_EQ(config->mtp_layers, 1);
+  EXPECT_FALSE(config->mtp_own_embeddings);
+  EXPECT_EQ(config->layer_is_moe, std::vector<bool>(8, true));
+  const auto d = Mixer::kDeltaNet, a = Mixer::kAttention;
+  EXPECT_EQ(config->mixers, (std::vector<Mixer>{d, d, d, a, d, d, d, a}));
+  EXPECT_EQ(config->LayersOf(Mixer::kAttention), 2);
+}
+
+TEST(ModelConfig, HybridLayerTypesWinOverTheInterval) {
+  auto config = ParseModelConfig(
+      Hybrid(
+          R"({"num_hidden_layers":3,"layer_types":["full_attention","linear_attention","full_attention"]})"),
+      nullptr);
+  ASSERT_TRUE(config) << config.error().Message();
+  EXPECT_EQ(config->mixers,
+            (std::vector<Mixer>{Mixer::kAttention, Mixer::kDeltaNet, Mixer::kAttention}));
+}
+
+TEST(ModelConfig, ReadsTheHybridFamilyOfTextAlone) {
+  for (const char* names :
+       {R"({"architectures":["Qwen3_5MoeForCausalLM"]})",
+        R"({"architectures":["Qwen3_5MoeForCausalLM"],"model_type":"qwen3_5_moe"})", R"({})"}) {
+    Json json = *Json::Parse(kHybridText);
+    Merge(json, names);
+    auto config = ParseModelConfig(json, nullptr);
+    ASSERT_TRUE(config) << names << config.error().Message();
+    EXPECT_EQ(config->family, ModelFamily::kQwen35Moe);
+    EXPECT_EQ(config->prefix, "model.");
+  }
+}
+
+TEST(ModelConfig, TiedEmbeddingsMayBeSaidOutsideTheTextConfig) {
+  auto outside = ParseModelConfig(Hybrid("{}", R"({"tie_word_embeddings":true})"), nullptr);
+  auto inside = ParseModelConfig(
+      Hybrid(R"({"tie_word_embeddings":false})", R"({"tie_word_embeddings":true})"), nullptr);
+  ASSERT_TRUE(outside && inside);
+  EXPECT_TRUE(outside->tie_embeddings);
+  EXPECT_FALSE(inside->tie_embeddings);
+}
+
+TEST(ModelConfig, RefusesHybridsItCannotRun) {
+  const struct {
+    const char* changes;
+    ErrorCode code;
+    const char* what;
+  } kCases[] = {
+      {R"({"layer_types":["full_attention"]})", ErrorCode::kCorruptFile, "layer_types"},
+      {R"({"num_hidden_layers":1,"layer_types":["sliding_attention"]})", ErrorCode::kUnsupported,
+       "\"sliding_attention\""},
+      {R"({"output_gate_type":"sigmoid"})", ErrorCode::kUnsupported, "output_gate_type"},
+      {R"({"norm_topk_prob":false})", ErrorCode::kUnsupported, "norm_topk_prob"},
+      {R"({"num_experts":0})", ErrorCode::kUnsupported, "num_experts 0"},
+      {R"({"linear_num_value_heads":24})", ErrorCode::kCorruptFile, "linear_num_value_heads 24"},
+      {R"({"linear_num_key_heads":0})", ErrorCode::kCorruptFile, "linear_num_key_heads"},
+      {R"({"linear_key_head_dim":null})", ErrorCode::kCorruptFile, "linear_key_head_dim"},
+      {R"({"linear_conv_kernel_dim":17})", ErrorCode::kCorruptFile, "linear_conv_kernel_dim"},
+      {R"({"shared_expert_intermediate_size":0})", ErrorCode::kCorruptFile, "shared_expert"},
+      {R"({"mtp_num_hidden_layers":-1})", ErrorCode::kCorruptFile, "mtp_num_hidden_layers"},
+  };
+  for (const auto& c : kCases) {
+    auto config = ParseModelConfig(Hybrid(c.changes), nullptr);
+    ASSERT_FALSE(config) << c.changes;
+    EXPECT_EQ(config.error().code, c.code) << config.error().Message();
+    EXPECT_NE(config.error().what.find(c.what), std::string::npos) << config.error().Message();
   }
 }
 
