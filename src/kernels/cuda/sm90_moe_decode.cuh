@@ -61,15 +61,16 @@ struct Args {
   int steps1, steps2;  // of 64 k, in GEMM1 and GEMM2
   int tasks;           // GEMM1 tasks an item
   Divisor by_top_k, by_tasks, by_grid;
-  ActivationArgs activation;
-  const float *a1, *a2;      // gscales [E][shards] and [E], with NVFP4 activations alone
-  int a1_step;               // from one expert's a1 to the next: its shards, or 0 if all are equal
-  int x_passes;              // configurations of any shape: 0: x comes quantized; 2: once for gate,
-                             // once for up, whose gscales differ
-  const float* b2;           // [E][H] or null
   float by_weight;           // 1 / the weight of all blocks: 2 each, 3 without rows of w2
   int row_blocks;            // of w2
   uint32_t tiles13, tiles2;  // 576-byte tiles an expert
+  // What is not needed at once comes last: a block's first look at each line of arguments is slow.
+  ActivationArgs activation;
+  const float *a1, *a2;  // gscales [E][shards] and [E], with NVFP4 activations alone
+  int a1_step;           // from one expert's a1 to the next: its shards, or 0 if all are equal
+  int x_passes;          // configurations of any shape: 0: x comes quantized; 2: once for gate,
+                         // once for up, whose gscales differ
+  const float* b2;       // [E][H] or null
 };
 
 /// What is computed between the weights: a template parameter of all that differs by it.

@@ -17,18 +17,20 @@ __device__ __forceinline__ void CopyWord(void* to, const void* from) {
 }
 
 /// Few tokens: brings this warp's part of their x into L1 before anything is known of the experts. It
-/// would come late behind the weights, and be quantized only then.
+/// would come late behind the weights.
 template <class C, class N>
 __device__ __forceinline__ void TouchX(const Args& a, Smem& s, const Place& p) {
   if constexpr (N::kFp4 && !C::kAnyShape) {
     uint32_t* to = &s.touched[p.warp][p.lane];
-    const int lines = a.tokens * C::kXSteps;  // 128 bytes a step
-    if (lines > 64) return;
-    for (int i = p.lane; i < lines; i += 32) {
-      const int step = p.k_part * C::kXSteps + i % C::kXSteps;
-      CopyWord(to, a.x + static_cast<size_t>(i / C::kXSteps) * a.hidden + step * 64);
+    constexpr int kSectors = 4 * C::kXSteps;  // of 32 bytes, a token
+    const int sectors = a.tokens * kSectors;
+    if (sectors > 128) return;
+#pragma unroll 1
+    for (int i = p.lane; i < sectors; i += 32) {
+      CopyWord(to, a.x + static_cast<size_t>(i / kSectors) * a.hidden + p.k_part * C::kXSteps * 64 +
+                       i % kSectors * 16);
     }
-    if (p.lane == 0) CopyWord(to, a.a1);
+    if (N::kFp4 && p.lane == 0) CopyWord(to, a.a1);
   }
 }
 
