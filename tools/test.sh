@@ -44,8 +44,8 @@ asan() { build asan && env -u NIBBLE_TEST_DATA ctest --preset asan -j "$(nproc)"
 
 # Under ThreadSanitizer: all that starts threads.
 tsan() {
-  build tsan base_test kernels_cpu_test golden_test &&
-    check tsan -R '^(base|kernels_cpu)_test$' &&
+  build tsan base_test kernels_test kernels_cpu_test golden_test &&
+    check tsan -R '^(base|kernels|kernels_cpu)_test$' &&
     env -u NIBBLE_TEST_DATA build/tsan/tests/golden/golden_test --gtest_filter=Cpu.ResultsDoNotDependOnTheNumberOfThreads
 }
 
