@@ -151,15 +151,15 @@ void BenchReport::MarkdownRow(const BenchModel& m, const BenchResult& r) {
   const bool drafts = m.draft_tokens > 0;
   if (first_) {
     fmt::print(
-        "| model                    |       size |     params | backend    | threads |          "
+        "| model                       |       size |     params | backend    | threads |          "
         "test |              t/s | {} |\n",
         drafts ? "accepted a round" : "MB/token |   GB/s | of read");
     fmt::print(
-        "| ------------------------ | ---------: | ---------: | ---------- | ------: | "
+        "| --------------------------- | ---------: | ---------: | ---------- | ------: | "
         "------------: | ---------------: | {} |\n",
         drafts ? "---------------:" : "-------: | -----: | ------:");
   }
-  fmt::print("| {:<24} | {:>10} | {:>10} | {:<10} | {:>7} | {:>13} | {:>16} | ", m.name,
+  fmt::print("| {:<27} | {:>10} | {:>10} | {:<10} | {:>7} | {:>13} | {:>16} | ", m.name,
              Size(m.bytes), Parameters(m.parameters), m.backends, m.threads, r.test.Name(),
              fmt::format("{:.2f} ± {:.2f}", r.MeanRate(), r.RateDeviation()));
   if (drafts) {
