@@ -98,6 +98,7 @@ void CompareHidden(const Kernel& kernel, const Sm90MoeParams& p, const std::vect
                    cudaStream_t stream) {
   const Sm90MoeShape& s = p.shape;
   Buffer<Bf16> copy(size_t(p.tokens) * s.top_k * s.intermediate);
+  copy.Fill(0);  // rows of routes without an expert stay so
   Must(kernel.hidden(p, copy.get(), stream));
   BENCH_CUDA(cudaStreamSynchronize(stream));
   const std::vector<Bf16> got = copy.Read();

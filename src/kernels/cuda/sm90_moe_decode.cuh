@@ -106,8 +106,8 @@ struct Smem {
     float4 partial[kGroups][kPartialBuffers][kGroupWarps][kTaskTiles][32];  // GEMM1
     float out[kOutFloats];  // GEMM2: [half][route][row]
   };
-  uint32_t touched[kWarps][32];  // what TouchX reads goes here and nowhere
-  float scales[kWarps][8];       // of the item that a warp finishes next, see ItemScales
+  uint32_t touched[kWarps][2][32];  // what TouchX reads goes here and nowhere
+  float scales[kWarps][8];          // of the item that a warp finishes next, see ItemScales
   uint64_t full[kWarps][kSlots];
   uint64_t partial_full[kGroups][kPartialBuffers];
   uint64_t partial_empty[kGroups][kPartialBuffers];

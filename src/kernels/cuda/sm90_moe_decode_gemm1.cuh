@@ -16,24 +16,6 @@ __device__ __forceinline__ void CopyWord(void* to, const void* from) {
                : "memory");
 }
 
-/// Few tokens: brings this warp's part of their x into L1 before anything is known of the experts. It
-/// would come late behind the weights.
-template <class C, class N>
-__device__ __forceinline__ void TouchX(const Args& a, Smem& s, const Place& p) {
-  if constexpr (N::kFp4 && !C::kAnyShape) {
-    uint32_t* to = &s.touched[p.warp][p.lane];
-    constexpr int kSectors = 4 * C::kXSteps;  // of 32 bytes, a token
-    const int sectors = a.tokens * kSectors;
-    if (sectors > 128) return;
-#pragma unroll 1
-    for (int i = p.lane; i < sectors; i += 32) {
-      CopyWord(to, a.x + static_cast<size_t>(i / kSectors) * a.hidden + p.k_part * C::kXSteps * 64 +
-                       i % kSectors * 16);
-    }
-    if (N::kFp4 && p.lane == 0) CopyWord(to, a.a1);
-  }
-}
-
 /// What the epilogue needs of an expert: copied to shared memory long before, without a register that
 /// would have to wait for it.
 template <class N>
@@ -61,6 +43,24 @@ struct ItemScales {
     __syncwarp();  // the next may be asked for
   }
 };
+
+/// Few tokens: brings this warp's part of their x into L1 before anything is known of the experts. It
+/// would come late behind the weights.
+template <class C, class N>
+__device__ __forceinline__ void TouchX(const Args& a, Smem& s, const Place& p) {
+  if constexpr (N::kFp4 && !C::kAnyShape) {
+    constexpr int kSectors = 4 * C::kXSteps;  // of 32 bytes, a token
+    const int sectors = a.tokens * kSectors;
+    if (sectors > 64) return;
+#pragma unroll 1
+    for (int i = p.lane; i < sectors; i += 32) {
+      CopyWord(&s.touched[p.warp][i / 32][p.lane],
+               a.x + static_cast<size_t>(i / kSectors) * a.hidden + p.k_part * C::kXSteps * 64 +
+                   i % kSectors * 16);
+    }
+    if (p.lane == 0) CopyWord(&s.scales[p.warp][ItemScales<N>::kCount], a.a1);
+  }
+}
 
 /// Quantizes 16 features of eight routes: a lane has feature HopperInEight(g) of either eight, for
 /// routes 2t and 2t + 1.

@@ -22,8 +22,8 @@ struct Config {
   static constexpr int kThreads = (kWarpgroups + 1) * 128;
   static constexpr uint32_t kXBytes = MaxN(kShape) * 128;
   static constexpr uint32_t kStageBytes = kXBytes + kWeightBytes;
-  // In the narrow shape two warps share an NVFP4 block of h.
-  static constexpr uint32_t kExchangeBytes = kM == 1 ? 2 * 4 * kWarpgroups * MaxN(kShape) * 2 : 0;
+  // Two warps share an NVFP4 block of h: one word a token, for two tiles in turn.
+  static constexpr uint32_t kExchangeBytes = 2 * 4 * kWarpgroups * MaxN(kShape) * 4;
   static constexpr uint32_t kSmemBytes =
       kStages * kStageBytes + 512 + kExchangeBytes + 1024;  // 512: barriers; 1024: alignment
 };
@@ -40,8 +40,13 @@ __device__ __forceinline__ uint32_t LoadShared2(uint32_t address) {
   asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(address));
   return v;
 }
-__device__ __forceinline__ void StoreShared2(uint32_t address, uint32_t v) {
-  asm volatile("st.shared.u16 [%0], %1;" ::"r"(address), "h"(static_cast<uint16_t>(v)) : "memory");
+__device__ __forceinline__ uint32_t LoadShared4(uint32_t address) {
+  uint32_t v;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address) : "memory");
+  return v;
+}
+__device__ __forceinline__ void StoreShared4(uint32_t address, uint32_t v) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(v) : "memory");
 }
 /// Transposes an 8x8 matrix of bf16 held two a lane.
 __device__ __forceinline__ uint32_t Transpose8x8(uint32_t v) {
@@ -150,13 +155,12 @@ struct Consumer {
   /// The 128-row block of the 256 rows.
   __device__ int block() const { return C::kM == 2 ? group : group / 2; }
   /// The m-th of the 16 tiles of 256 rows that this warp multiplies. In GEMM1 the choice makes the
-  /// stores of h wide, or, where h is quantized, puts a block of it into one warp or, narrow, into
-  /// neighbours.
+  /// stores of h wide; with a gate, neighbouring warps have the two tiles of a block of 16 features.
   __device__ int tile(int m) const {
     const int first = block() * 8;
     if constexpr (!K::kFirst) return first + 2 * warp + (C::kM == 2 ? m : group % 2);
     if constexpr (C::kM == 1) return first + group % 2 * 4 + warp;
-    if constexpr (K::kGated && !K::kFp4) return first + warp / 2 * 4 + warp % 2 + 2 * m;
+    if constexpr (K::kGated) return first + warp / 2 * 4 + warp % 2 + 2 * m;
     return first + 2 * warp + m;
   }
 };

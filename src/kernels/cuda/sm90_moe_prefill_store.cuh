@@ -33,8 +33,8 @@ template <class C, class K>
 class HiddenStore {
  public:
   static constexpr int kPieces = K::kGated ? 1 : 2;
-  /// Two warps share a block of 16.
-  static constexpr bool kExchange = K::kFp4 && K::kGated && C::kM == 1;
+  /// A block of 16 is two warps', v and v ^ 1 of a warpgroup: each has eight features of it.
+  static constexpr bool kExchange = K::kFp4 && K::kGated;
   using Pieces = uint32_t[C::kM][kPieces];
 
   __device__ HiddenStore(const GemmArgs& a, const Addresses<C>& s, const Tile& tile,
@@ -55,9 +55,8 @@ class HiddenStore {
     rows_ = first / 64 < a.h_blocks ? tile.tokens.rows - q_ : 0;
     if constexpr (kExchange) {
       const auto buffer = [&](int warp) {
-        return s.exchange +
-               (((turn & 1) * 4 * C::kWarpgroups + c.group * 4 + warp) * (C::kXBytes / 128) + q_) *
-                   2;
+        const int place = (turn & 1) * 4 * C::kWarpgroups + c.group * 4 + warp;
+        return s.exchange + (place * (C::kXBytes / 128) + q_) * 4;
       };
       mine_ = buffer(c.warp), other_ = buffer(c.warp ^ 1);
       barrier_ = 1 + c.group * 2 + c.warp / 2;
@@ -89,41 +88,34 @@ class HiddenStore {
     if constexpr (kExchange) {
 #pragma unroll
       for (int u = 0; u < n; ++u) {
-        const uint32_t amax = MaxOfToken(v[u][0][0] & kMagnitudes);
-        if (t_ == 0) StoreShared2(mine_ + (i + u) * 16, amax);
+        const uint32_t amax = MaxOfBlocks(v[u]);
+        if (t_ == 0) StoreShared4(mine_ + (i + u) * 32, amax);
       }
       asm volatile("bar.sync %0, 64;" ::"r"(barrier_) : "memory");
     }
-    constexpr int kBlocks = K::kGated ? 1 : C::kM;  // of a token
 #pragma unroll
-    for (int b = 0; b < kBlocks; ++b) {
+    for (int base = 0; base < n; base += 4) {
+      uint32_t amax = 0;
+      if constexpr (kExchange) {
+        const int at = (i + min(base + t_, n - 1)) * 32;
+        amax = MaxBf16x2(LoadShared4(mine_ + at), LoadShared4(other_ + at));
+      } else {
 #pragma unroll
-      for (int base = 0; base < n; base += 4) {
-        uint32_t amax = 0;
-        if constexpr (kExchange) {
-          const int at = (i + min(base + t_, n - 1)) * 16;
-          amax = MaxBf16x2(LoadShared2(mine_ + at), LoadShared2(other_ + at));
-        } else {
-#pragma unroll
-          for (int u = base; u < min(base + 4, n); ++u) {
-            const uint32_t second = K::kGated ? v[u][C::kM - 1][0] : v[u][b][kPieces - 1];
-            const uint32_t m =
-                MaxOfToken(MaxBf16x2(v[u][b][0] & kMagnitudes, second & kMagnitudes));
-            if (t_ == u - base) amax = m;
-          }
+        for (int u = base; u < min(base + 4, n); ++u) {
+          const uint32_t m = MaxOfBlocks(v[u]);
+          if (t_ == u - base) amax = m;
         }
-        const BlockScale made = ScaleOfBlock(fmaxf(LowBf16(amax), 0.0f), scales_.h);
+      }
+#pragma unroll
+      for (int m = 0; m < C::kM; ++m) {
+        const float mine = m == 0 ? LowBf16(amax) : HighBf16(amax);
+        const BlockScale made = ScaleOfBlock(fmaxf(mine, 0.0f), scales_.h);
 #pragma unroll
         for (int u = base; u < min(base + 4, n); ++u) {
           const BlockScale scale = {__shfl_sync(~0u, made.scale, 4 * q_ + u - base),
                                     __shfl_sync(~0u, made.inverse, 4 * q_ + u - base)};
-          if constexpr (K::kGated) {
 #pragma unroll
-            for (int m = 0; m < C::kM; ++m) v[u][m][0] = QuantizePair(v[u][m][0], scale, scale);
-          } else {
-#pragma unroll
-            for (int p = 0; p < kPieces; ++p) v[u][b][p] = QuantizePair(v[u][b][p], scale, scale);
-          }
+          for (int p = 0; p < kPieces; ++p) v[u][m][p] = QuantizePair(v[u][m][p], scale, scale);
         }
       }
     }
@@ -134,19 +126,12 @@ class HiddenStore {
     uint8_t* row = to_ + i * 1024;
     const auto at = [&](int place) { return row + (place ^ q_ << 4); };
     constexpr int kEight = 64;  // eight features further in a row, before the swizzle
-    if constexpr (K::kGated && K::kFp4) {
 #pragma unroll
-      for (int m = 0; m < C::kM; ++m) {
-        *reinterpret_cast<uint32_t*>(at(place_ + m * kEight)) = v[m][0];
-      }
-    } else {
-#pragma unroll
-      for (int p = 0; p < kPieces; ++p) {
-        if constexpr (C::kM == 2) {
-          *reinterpret_cast<uint2*>(at(place_ + p * kEight)) = make_uint2(v[0][p], v[1][p]);
-        } else {
-          *reinterpret_cast<uint32_t*>(at(place_ + p * kEight)) = v[0][p];
-        }
+    for (int p = 0; p < kPieces; ++p) {
+      if constexpr (C::kM == 2) {
+        *reinterpret_cast<uint2*>(at(place_ + p * kEight)) = make_uint2(v[0][p], v[1][p]);
+      } else {
+        *reinterpret_cast<uint32_t*>(at(place_ + p * kEight)) = v[0][p];
       }
     }
   }
@@ -155,11 +140,16 @@ class HiddenStore {
   __device__ static int FeatureOf(int tile, int piece) {
     return K::kGated ? 8 * tile : 16 * tile + 8 * piece;
   }
-  /// The largest half of any of a token's four lanes.
-  __device__ static uint32_t MaxOfToken(uint32_t pair) {
-    pair = MaxBf16x2(pair, __shfl_xor_sync(~0u, pair, 1));
-    pair = MaxBf16x2(pair, __shfl_xor_sync(~0u, pair, 2));
-    return MaxBf16x2(pair & 0xFFFFu, pair >> 16);
+  /// Of a token's four lanes: the largest magnitude in tile 0 and, in the high half, in tile 1.
+  __device__ static uint32_t MaxOfBlocks(const Pieces& v) {
+    const auto of_tile = [&](int m) {
+      const uint32_t first = v[m][0] & kMagnitudes;
+      return kPieces == 1 ? first : MaxBf16x2(first, v[m][kPieces - 1] & kMagnitudes);
+    };
+    const uint32_t a = of_tile(0), b = C::kM == 2 ? of_tile(C::kM - 1) : 0;
+    uint32_t amax = MaxBf16x2(__byte_perm(a, b, 0x5410), __byte_perm(a, b, 0x7632));
+    amax = MaxBf16x2(amax, __shfl_xor_sync(~0u, amax, 1));
+    return MaxBf16x2(amax, __shfl_xor_sync(~0u, amax, 2));
   }
 
   const GemmArgs& a_;
