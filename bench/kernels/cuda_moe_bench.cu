@@ -374,7 +374,7 @@ int Main(int argc, char** argv) {
   BENCH_CUDA(cudaStreamCreate(&stream));
   if (verb == "small") return RunChecks(SmallCases(), 1, stream) != 0;
   if (verb == "check") {
-    int failed = CheckQuantization(stream);
+    int failed = CheckRefusals() + CheckQuantization(stream);
     failed += RunChecks(AllCases(), 3, stream);
     failed += RunChecks({{{128, 8, 2048, 768}, {1, 64}},
                          {{128, 8, 2048, 768, kSilu, kFp4Layer}, {1, 64}},

@@ -244,6 +244,48 @@ int CheckQuantization(cudaStream_t stream) {
   return differ;
 }
 
+int CheckRefusals() {
+  // Nothing of this is read: every launch is refused before.
+  alignas(256) static std::byte memory[256];
+  const auto at = [&]<class T>(T*& p) { p = reinterpret_cast<T*>(memory); };
+  Sm90MoeParams good;
+  good.shape = {8, 2, 2048, 512, Sm90Activation::kSilu, Sm90Precision::kFp4Layer};
+  good.tokens = 1;
+  good.y = reinterpret_cast<Bf16*>(memory), good.workspace = memory;
+  at(good.x), at(good.ids), at(good.weights), at(good.w13), at(good.w2), at(good.g1), at(good.g2);
+  at(good.a1_gscale), at(good.a2_gscale);
+  const struct {
+    const char* what;
+    void (*spoil)(Sm90MoeParams&);
+  } cases[] = {
+      {"H no multiple of 16", [](Sm90MoeParams& p) { p.shape.hidden = 2056; }},
+      {"I no multiple of 16", [](Sm90MoeParams& p) { p.shape.intermediate = 500; }},
+      {"too many experts", [](Sm90MoeParams& p) { p.shape.experts = 1025; }},
+      {"no tokens", [](Sm90MoeParams& p) { p.tokens = 0; }},
+      {"more tokens than either kernel takes", [](Sm90MoeParams& p) { p.tokens = 1 << 21; }},
+      {"W4A4 without the scale of h", [](Sm90MoeParams& p) { p.a2_gscale = nullptr; }},
+      {"W4A4 without the scale of x", [](Sm90MoeParams& p) { p.a1_gscale = nullptr; }},
+      {"W4A16 with scales", [](Sm90MoeParams& p) { p.shape.precision = Sm90Precision::kBf16; }},
+      {"a limit of zero", [](Sm90MoeParams& p) { p.limit = 0; }},
+      {"alpha not a number", [](Sm90MoeParams& p) { p.alpha = NAN; }},
+      {"no x", [](Sm90MoeParams& p) { p.x = nullptr; }},
+      {"x not aligned", [](Sm90MoeParams& p) { ++p.x; }},
+      {"workspace not aligned", [](Sm90MoeParams& p) { p.workspace += 128; }},
+  };
+  int accepted = 0;
+  for (const auto& c : cases) {
+    for (const Kernel& kernel : kKernels) {
+      Sm90MoeParams p = good;
+      c.spoil(p);
+      const Result<void> result = kernel.launch(p, nullptr);
+      if (!result && result.error().code == ErrorCode::kInvalidArgument) continue;
+      ++accepted;
+      std::printf("FAIL %s is not refused by %s\n", c.what, kernel.name);
+    }
+  }
+  return accepted;
+}
+
 bool CheckPacking(const Canonical& c, const Packed& packed, int expert, cudaStream_t stream) {
   const Sm90MoeShape& s = c.view.shape;
   const size_t per = c.n / s.experts;

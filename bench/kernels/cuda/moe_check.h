@@ -29,6 +29,10 @@ Verdict Check(const Kernel& kernel, const Canonical& canonical, Sm90MoeParams pa
 /// number of blocks that differ.
 int CheckQuantization(cudaStream_t stream);
 
+/// That launches refuse what they cannot do right: shapes, scales of another precision, numbers that
+/// are none. The number that were not refused, or not as the caller's mistake.
+int CheckRefusals();
+
 /// The GPU's packing against the host's, byte for byte, for one expert; and, with a gate, from a
 /// matrix whose rows alternate.
 bool CheckPacking(const Canonical& canonical, const Packed& packed, int expert,
