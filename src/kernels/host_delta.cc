@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <type_traits>
 
 #include "kernels/reference/delta_rule.h"
 
@@ -12,6 +11,12 @@ namespace {
 
 /// Below so many numbers of state to read, a parallel region costs more than it saves.
 constexpr int64_t kWorthForking = 16384;
+
+/// Rows of a block: what a unit prepares, runs and norms before it goes on.
+constexpr int64_t kBlockRows = cpu::kDeltaChunk;
+
+/// From so many rows on, chunks are faster than the recurrence.
+constexpr int64_t kWorthChunks = 24;
 
 double Sigmoid(double v) { return 1 / (1 + std::exp(-v)); }
 double Softplus(double v) { return v > 20 ? v : std::log1p(std::exp(v)); }
@@ -22,22 +27,23 @@ Result<void> HostDelta::Allocate(const RecurrentShape& shape) {
   shape_ = shape;
   const DeltaShape& d = shape.delta;
   const size_t slots = static_cast<size_t>(shape.layers * shape.slots);
-  const size_t element = in_double_ ? sizeof(double) : sizeof(float);
+  const size_t element = form_ == DeltaForm::kDouble ? sizeof(double) : sizeof(float);
   const size_t history = static_cast<size_t>((d.taps - 1) * d.channels());
   const size_t log = static_cast<size_t>(shape.tentative_rows * LogWidth());
   NIBBLE_TRY(states_, HugeBuffer::Allocate(slots * static_cast<size_t>(d.state_size()) * element));
   NIBBLE_TRY(histories_, HugeBuffer::Allocate(slots * history * sizeof(float)));
   NIBBLE_TRY(logs_, HugeBuffer::Allocate(slots * log * sizeof(float)));
   pending_.assign(slots, {});
-  States<float>().resize(pool_.threads());
-  States<double>().resize(pool_.threads());
+  rates_.resize(d.v_heads);
+  thread_states_.resize(pool_.threads());
+  workspaces_.resize(pool_.threads());
   return {};
 }
 
 HostDelta::Slot HostDelta::SlotAt(int64_t layer, int slot) {
   const DeltaShape& d = shape_.delta;
   const int64_t i = SlotIndex(layer, slot);
-  const int64_t element = in_double_ ? sizeof(double) : sizeof(float);
+  const int64_t element = form_ == DeltaForm::kDouble ? sizeof(double) : sizeof(float);
   return {states_.data() + i * d.state_size() * element,
           reinterpret_cast<float*>(histories_.data()) + i * (d.taps - 1) * d.channels(),
           reinterpret_cast<float*>(logs_.data()) + i * shape_.tentative_rows * LogWidth()};
@@ -50,90 +56,6 @@ void HostDelta::Keep(int slot, int64_t rows) {
                  "keeping rows that were not tentative");
     p.kept = rows;
     p.decided = true;
-  }
-}
-
-void HostDelta::Run(int64_t layer, const SequenceRows& rows, const DeltaParameters& parameters,
-                    const float* in, float* out) {
-  in_double_ ? RunAs<double>(layer, rows, parameters, in, out)
-             : RunAs<float>(layer, rows, parameters, in, out);
-}
-
-/// Row i of q | k | v after the convolution, q and k of unit length, and its gates.
-template <class T>
-void HostDelta::Prepare(const DeltaParameters& parameters, int64_t i, T* qkv, T* g, T* beta) const {
-  const DeltaShape& d = shape_.delta;
-  const int64_t channels = d.channels(), keys = d.k_heads * d.k_dim;
-  const double q_scale = 1 / std::sqrt(static_cast<double>(d.k_dim));
-  if constexpr (std::is_same_v<T, float>) {
-    glue_.conv_silu(inputs_.data() + i, parameters.conv.data, d.taps, channels, qkv);
-    for (int64_t h = 0; h < 2 * d.k_heads; ++h) {
-      glue_.unit_length(qkv + h * d.k_dim, d.k_dim,
-                        h < d.k_heads ? static_cast<float>(q_scale) : 1.0f);
-    }
-  } else {
-    for (int64_t c = 0; c < channels; ++c) {
-      double sum = 0;
-      for (int64_t j = 0; j < d.taps; ++j) {
-        sum += static_cast<double>(parameters.conv.data[j * channels + c]) * inputs_[i + j][c];
-      }
-      qkv[c] = sum * Sigmoid(sum);
-    }
-    for (int64_t c = 0; c < 2 * keys; c += d.k_dim) {
-      double sum = 0;
-      for (int64_t j = 0; j < d.k_dim; ++j) sum += qkv[c + j] * qkv[c + j];
-      const double factor = (c < keys ? q_scale : 1) / std::sqrt(sum + 1e-6);
-      for (int64_t j = 0; j < d.k_dim; ++j) qkv[c + j] *= factor;
-    }
-  }
-  for (int64_t h = 0; h < d.v_heads; ++h) {
-    const double b = gates_[i][h], a = gates_[i][d.v_heads + h];
-    beta[h] = static_cast<T>(Sigmoid(b));
-    g[h] = static_cast<T>(-std::exp(static_cast<double>(parameters.a_log.data[h])) *
-                          Softplus(a + parameters.dt_bias.data[h]));
-  }
-}
-
-/// One value head through the kept and the new rows; `scratch` is a thread's own state.
-template <class T>
-void HostDelta::RunHead(const DeltaTokens<T>& all, int64_t kept, bool tentative, T* state,
-                        std::vector<T>& scratch) const {
-  const auto run = [&](DeltaTokens<T> t, int64_t first, int64_t n, T* s) {
-    t.n = n;
-    t.q += first * t.qkv_stride;
-    t.k += first * t.qkv_stride;
-    t.v += first * t.qkv_stride;
-    t.g += first * t.gate_stride;
-    t.beta += first * t.gate_stride;
-    t.o += first * t.o_stride;
-    if constexpr (std::is_same_v<T, float>) {
-      glue_.delta_rows(t, s);
-    } else {
-      reference::DeltaRecurrence(t, s);
-    }
-  };
-  if (!tentative) return run(all, 0, all.n, state);
-  run(all, 0, kept, state);
-  scratch.assign(state, state + all.v_dim * all.k_dim);
-  run(all, kept, all.n - kept, scratch.data());
-}
-
-/// out = RMS(o) * norm * silu(z)
-template <class T>
-void HostDelta::GatedNorm(const DeltaParameters& parameters, const T* o, const float* z,
-                          float* out) const {
-  const DeltaShape& d = shape_.delta;
-  if constexpr (std::is_same_v<T, float>) {
-    glue_.rms_norm(o, d.v_dim, parameters.norm.data, d.norm_eps, out);
-    glue_.silu_mul(z, out, d.v_dim, out);
-  } else {
-    double sum = 0;
-    for (int64_t i = 0; i < d.v_dim; ++i) sum += o[i] * o[i];
-    const double inverse = 1 / std::sqrt(sum / static_cast<double>(d.v_dim) + d.norm_eps);
-    for (int64_t i = 0; i < d.v_dim; ++i) {
-      const double gate = z[i];
-      out[i] = static_cast<float>(o[i] * inverse * parameters.norm.data[i] * gate * Sigmoid(gate));
-    }
   }
 }
 
@@ -154,15 +76,220 @@ void HostDelta::Remember(Slot slot, int64_t rows, std::span<const float* const> 
   }
 }
 
-template <class T>
-void HostDelta::RunAs(int64_t layer, const SequenceRows& rows, const DeltaParameters& parameters,
-                      const float* in, float* out) {
+/// Row i of q | k | v after the convolution, q and k of unit length, and its gates.
+void HostDelta::PrepareInDouble(const DeltaParameters& parameters, int64_t i, double* qkv,
+                                double* g, double* beta) const {
   const DeltaShape& d = shape_.delta;
-  const int64_t channels = d.channels(), state_bytes = d.state_size() * int64_t{sizeof(T)};
+  const int64_t channels = d.channels(), keys = d.k_heads * d.k_dim;
+  const double q_scale = 1 / std::sqrt(static_cast<double>(d.k_dim));
+  for (int64_t c = 0; c < channels; ++c) {
+    double sum = 0;
+    for (int64_t j = 0; j < d.taps; ++j) {
+      sum += static_cast<double>(parameters.conv.data[j * channels + c]) * inputs_[i + j][c];
+    }
+    qkv[c] = sum * Sigmoid(sum);
+  }
+  for (int64_t c = 0; c < 2 * keys; c += d.k_dim) {
+    double sum = 0;
+    for (int64_t j = 0; j < d.k_dim; ++j) sum += qkv[c + j] * qkv[c + j];
+    const double factor = (c < keys ? q_scale : 1) / std::sqrt(sum + 1e-6);
+    for (int64_t j = 0; j < d.k_dim; ++j) qkv[c + j] *= factor;
+  }
+  for (int64_t h = 0; h < d.v_heads; ++h) {
+    const double b = gates_[i][h], a = gates_[i][d.v_heads + h];
+    beta[h] = Sigmoid(b);
+    g[h] = -std::exp(static_cast<double>(parameters.a_log.data[h])) *
+           Softplus(a + parameters.dt_bias.data[h]);
+  }
+}
+
+/// out = RMS(o) * norm * silu(z)
+void HostDelta::NormInDouble(const DeltaParameters& parameters, const double* o, const float* z,
+                             float* out) const {
+  const DeltaShape& d = shape_.delta;
+  double sum = 0;
+  for (int64_t i = 0; i < d.v_dim; ++i) sum += o[i] * o[i];
+  const double inverse = 1 / std::sqrt(sum / static_cast<double>(d.v_dim) + d.norm_eps);
+  for (int64_t i = 0; i < d.v_dim; ++i) {
+    const double gate = z[i];
+    out[i] = static_cast<float>(o[i] * inverse * parameters.norm.data[i] * gate * Sigmoid(gate));
+  }
+}
+
+void HostDelta::RunInDouble(const Batch& batch) {
+  const DeltaShape& d = shape_.delta;
+  const int64_t n = batch.n, channels = d.channels();
+  scratch_.resize(n * (channels + 2 * d.v_heads + d.out_width()));
+  double* const qkv = scratch_.data();
+  double* const g = qkv + n * channels;
+  double* const beta = g + n * d.v_heads;
+  double* const o = beta + n * d.v_heads;
+  pool_.Run(n, [&](int64_t first, int64_t last, int) {
+    for (int64_t i = first; i < last; ++i) {
+      PrepareInDouble(batch.parameters, i, qkv + i * channels, g + i * d.v_heads,
+                      beta + i * d.v_heads);
+    }
+  });
+  const int64_t keys = d.k_heads * d.k_dim, group = d.v_heads / d.k_heads;
+  pool_.RunEach(d.v_heads, [&](int64_t h, int thread) {
+    const int64_t key = h / group * d.k_dim, value = h * d.v_dim, size = d.v_dim * d.k_dim;
+    double* state = reinterpret_cast<double*>(batch.state) + h * size;
+    const auto run = [&](int64_t first, int64_t last) {
+      const double* row = qkv + first * channels;
+      reference::DeltaRecurrence(
+          DeltaTokens<double>{last - first, d.k_dim, d.v_dim, row + key, row + keys + key,
+                              row + 2 * keys + value, channels, g + first * d.v_heads + h,
+                              beta + first * d.v_heads + h, d.v_heads,
+                              o + first * d.out_width() + value, d.out_width()},
+          state);
+    };
+    run(0, batch.kept);
+    if (batch.tentative) {
+      thread_states_[thread].assign(state, state + size);
+      state = thread_states_[thread].data();
+    }
+    run(batch.kept, n);
+    for (int64_t i = batch.kept; i < n; ++i) {
+      const int64_t row = i - batch.kept;
+      NormInDouble(batch.parameters, o + i * d.out_width() + value,
+                   batch.in + row * d.in_width() + channels + value,
+                   batch.out + row * d.out_width() + value);
+    }
+  });
+}
+
+/// Value heads of one key head share its q and k, unless that leaves threads without work.
+int64_t HostDelta::HeadsPerUnit() const {
+  const DeltaShape& d = shape_.delta;
+  const int64_t group = d.v_heads / d.k_heads, threads = pool_.threads();
+  const auto most = [&](int64_t units) { return (units + threads - 1) / threads; };
+  return most(d.k_heads) * group <= most(d.v_heads) ? group : 1;
+}
+
+/// Rows [first, first + rows) of the run for some value heads: q | k | v after the convolution, q
+/// and k of unit length, and the gates. The tokens of the first of these heads.
+DeltaTokens<float> HostDelta::PrepareBlock(const Batch& batch, int64_t first_head, int64_t heads,
+                                           int64_t first, int64_t rows, Workspace& work) const {
+  const DeltaShape& d = shape_.delta;
+  const DeltaParameters& p = batch.parameters;
+  const int64_t channels = d.channels(), keys = d.k_heads * d.k_dim;
+  const int64_t key = first_head / (d.v_heads / d.k_heads) * d.k_dim;
+  const int64_t width = 2 * d.k_dim + heads * d.v_dim;
+  const float q_scale = 1 / std::sqrt(static_cast<float>(d.k_dim));
+  for (int64_t i = 0; i < rows; ++i) {
+    float* const q = work.qkv.data() + i * width;
+    float* const k = q + d.k_dim;
+    const auto convolve = [&](int64_t channel, int64_t n, float* out) {
+      glue_.conv_silu(inputs_.data() + first + i, channel, n, p.conv.data, channels, d.taps, out);
+    };
+    convolve(key, d.k_dim, q);
+    convolve(keys + key, d.k_dim, k);
+    convolve(2 * keys + first_head * d.v_dim, heads * d.v_dim, k + d.k_dim);
+    glue_.unit_length(q, d.k_dim, q_scale);
+    glue_.unit_length(k, d.k_dim, 1);
+    const float* gates = gates_[first + i] + first_head;
+    for (int64_t h = 0; h < heads; ++h) {
+      work.beta[i * heads + h] = gates[h];
+      work.a[i * heads + h] = gates[d.v_heads + h] + p.dt_bias.data[first_head + h];
+      work.rate[i * heads + h] = rates_[first_head + h];
+    }
+  }
+  glue_.delta_gates(work.a.data(), work.rate.data(), rows * heads, work.beta.data(), work.g.data());
+  const float* q = work.qkv.data();
+  return {rows,  d.k_dim,       d.v_dim,          q,     q + d.k_dim,   q + 2 * d.k_dim,
+          width, work.g.data(), work.beta.data(), heads, work.o.data(), heads * d.v_dim};
+}
+
+/// The gated norm of new rows from a block.
+void HostDelta::NormBlock(const Batch& batch, int64_t first_head, int64_t heads, int64_t first,
+                          int64_t rows, const Workspace& work) const {
+  const DeltaShape& d = shape_.delta;
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t row = first + i - batch.kept;
+    for (int64_t h = 0; h < heads; ++h) {
+      const int64_t value = (first_head + h) * d.v_dim;
+      float* const out = batch.out + row * d.out_width() + value;
+      glue_.rms_norm(work.o.data() + (i * heads + h) * d.v_dim, d.v_dim, batch.parameters.norm.data,
+                     d.norm_eps, out);
+      glue_.silu_mul(batch.in + row * d.in_width() + d.channels() + value, out, d.v_dim, out);
+    }
+  }
+}
+
+/// Rows [first, last) of the run through some heads' states.
+void HostDelta::RunRows(const Batch& batch, int64_t first_head, int64_t heads, int64_t first,
+                        int64_t last, float* states, Workspace& work) const {
+  const DeltaShape& d = shape_.delta;
+  const bool is_new = first >= batch.kept, chunks = is_new && batch.chunks;
+  DeltaTokens<float> shape;
+  shape.k_dim = d.k_dim;
+  shape.v_dim = d.v_dim;
+  if (chunks) glue_.delta_load(shape, heads, states, work.chunks.data());
+  for (int64_t i = first; i < last; i += kBlockRows) {
+    const int64_t rows = std::min(kBlockRows, last - i);
+    const DeltaTokens<float> tokens = PrepareBlock(batch, first_head, heads, i, rows, work);
+    if (chunks) {
+      glue_.delta_chunk(tokens, heads, work.chunks.data());
+    } else {
+      for (int64_t h = 0; h < heads; ++h) {
+        DeltaTokens<float> head = tokens;
+        head.v += h * d.v_dim;
+        head.o += h * d.v_dim;
+        head.g += h;
+        head.beta += h;
+        glue_.delta_rows(head, states + h * d.v_dim * d.k_dim);
+      }
+    }
+    if (is_new) NormBlock(batch, first_head, heads, i, rows, work);
+  }
+  if (chunks) glue_.delta_store(shape, heads, work.chunks.data(), states);
+}
+
+/// Value heads that share a key head, through all rows: block after block, so that what one step
+/// writes is still in the cache when the next one reads it.
+void HostDelta::RunUnit(const Batch& batch, int64_t first_head, int64_t heads,
+                        Workspace& work) const {
+  const DeltaShape& d = shape_.delta;
+  const int64_t size = d.v_dim * d.k_dim;
+  const auto grow = [](std::vector<float>& v, int64_t n) {
+    if (static_cast<int64_t>(v.size()) < n) v.resize(n);
+  };
+  grow(work.qkv, kBlockRows * (2 * d.k_dim + heads * d.v_dim));
+  grow(work.o, kBlockRows * heads * d.v_dim);
+  for (auto* gates : {&work.a, &work.rate, &work.beta, &work.g}) grow(*gates, kBlockRows * heads);
+  if (batch.chunks) grow(work.chunks, glue_.delta_scratch(d.k_dim, d.v_dim, heads));
+  float* states = reinterpret_cast<float*>(batch.state) + first_head * size;
+  RunRows(batch, first_head, heads, 0, batch.kept, states, work);
+  if (batch.tentative) {
+    work.states.assign(states, states + heads * size);
+    states = work.states.data();
+  }
+  RunRows(batch, first_head, heads, batch.kept, batch.n, states, work);
+}
+
+void HostDelta::RunInSingle(const Batch& batch) {
+  const DeltaShape& d = shape_.delta;
+  for (int64_t h = 0; h < d.v_heads; ++h) {
+    rates_[h] = static_cast<float>(std::exp(static_cast<double>(batch.parameters.a_log.data[h])));
+  }
+  const int64_t heads = HeadsPerUnit(), units = d.v_heads / heads;
+  const auto run = [&](int64_t first, int64_t last, int thread) {
+    for (int64_t unit = first; unit < last; ++unit) {
+      RunUnit(batch, unit * heads, heads, workspaces_[thread]);
+    }
+  };
+  d.state_size() < kWorthForking ? run(0, units, 0) : pool_.Run(units, run);
+}
+
+void HostDelta::Run(int64_t layer, const SequenceRows& rows, const DeltaParameters& parameters,
+                    const float* in, float* out) {
+  const DeltaShape& d = shape_.delta;
+  const int64_t channels = d.channels();
+  const bool in_double = form_ == DeltaForm::kDouble;
   const Slot slot = SlotAt(layer, rows.slot);
   Pending& pending = pending_[SlotIndex(layer, rows.slot)];
   if (rows.start == 0) {
-    std::memset(slot.state, 0, state_bytes);
+    std::memset(slot.state, 0, d.state_size() * (in_double ? sizeof(double) : sizeof(float)));
     std::fill_n(slot.history, (d.taps - 1) * channels, 0.0f);
     pending = {};
   }
@@ -184,36 +311,11 @@ void HostDelta::RunAs(int64_t layer, const SequenceRows& rows, const DeltaParame
     gates_.push_back(inputs_.back() + channels + d.out_width());
   }
 
-  std::vector<T>& scratch = Scratch<T>();
-  scratch.resize(n * (channels + 2 * d.v_heads + d.out_width()));
-  T* const qkv = scratch.data();
-  T* const g = qkv + n * channels;
-  T* const beta = g + n * d.v_heads;
-  T* const o = beta + n * d.v_heads;
-  const auto prepare = [&](int64_t first, int64_t last, int) {
-    for (int64_t i = first; i < last; ++i) {
-      Prepare(parameters, i, qkv + i * channels, g + i * d.v_heads, beta + i * d.v_heads);
-    }
-  };
-  n* channels < kWorthForking ? prepare(0, n, 0) : pool_.Run(n, prepare);
-
-  const int64_t keys = d.k_heads * d.k_dim, group = d.v_heads / d.k_heads;
-  const auto heads = [&](int64_t first, int64_t last, int thread) {
-    for (int64_t h = first; h < last; ++h) {
-      const int64_t key = h / group * d.k_dim, value = h * d.v_dim;
-      const DeltaTokens<T> tokens{
-          n,        d.k_dim, d.v_dim,  qkv + key, qkv + keys + key, qkv + 2 * keys + value,
-          channels, g + h,   beta + h, d.v_heads, o + value,        d.out_width()};
-      RunHead(tokens, kept, rows.tentative, reinterpret_cast<T*>(slot.state) + value * d.k_dim,
-              States<T>()[thread]);
-      for (int64_t i = 0; i < rows.n_rows; ++i) {
-        GatedNorm(parameters, o + (kept + i) * d.out_width() + value,
-                  first_in + i * d.in_width() + channels + value,
-                  out + (rows.first_row + i) * d.out_width() + value);
-      }
-    }
-  };
-  d.state_size() < kWorthForking ? heads(0, d.v_heads, 0) : pool_.Run(d.v_heads, heads);
+  const bool chunks =
+      form_ == DeltaForm::kFastest && !rows.tentative && rows.n_rows >= kWorthChunks;
+  const Batch batch{parameters, kept,       n,        rows.tentative,
+                    chunks,     slot.state, first_in, out + rows.first_row * d.out_width()};
+  in_double ? RunInDouble(batch) : RunInSingle(batch);
 
   if (rows.tentative) {
     Remember(slot, kept, std::span(inputs_).last(rows.n_rows));

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <span>
-#include <tuple>
 #include <vector>
 
 #include "base/arena.h"
@@ -11,14 +10,20 @@
 
 namespace nibble::kernels {
 
-/// Gated DeltaNet on a host, with the states of all layers and slots: in fp32 by the CPU's kernels,
-/// or in double, as REFERENCE computes. Tentative rows change nothing: their inputs are logged, and
+/// How a HostDelta computes.
+enum class DeltaForm {
+  kDouble,     // as REFERENCE does: the recurrence in double
+  kInvariant,  // the recurrence in fp32: a row's bits do not depend on the batch it came in
+  kFastest,    // the same for few rows, and for tentative ones; chunks for a prompt's
+};
+
+/// Gated DeltaNet on a host, with the states of all layers and slots. Tentative rows change nothing: their inputs are logged, and
 /// those that stay are run again before the slot's next rows. So taking rows back costs nothing, and
 /// what stays is bit for bit what it would have been without them.
 class HostDelta {
  public:
-  HostDelta(bool in_double, const cpu::GlueKernels& glue, ThreadPool& pool)
-      : in_double_(in_double), glue_(glue), pool_(pool) {}
+  HostDelta(DeltaForm form, const cpu::GlueKernels& glue, ThreadPool& pool)
+      : form_(form), glue_(glue), pool_(pool) {}
 
   Result<void> Allocate(const RecurrentShape& shape);
   void Run(int64_t layer, const SequenceRows& rows, const DeltaParameters& parameters,
@@ -39,31 +44,45 @@ class HostDelta {
     float* log;        // [tentative_rows][channels | b | a]
   };
 
-  template <class T>
-  void RunAs(int64_t layer, const SequenceRows& rows, const DeltaParameters& parameters,
-             const float* in, float* out);
-  template <class T>
-  void Prepare(const DeltaParameters& parameters, int64_t i, T* qkv, T* g, T* beta) const;
-  template <class T>
-  void RunHead(const DeltaTokens<T>& all, int64_t kept, bool tentative, T* state,
-               std::vector<T>& scratch) const;
-  template <class T>
-  void GatedNorm(const DeltaParameters& parameters, const T* o, const float* z, float* out) const;
+  /// A thread's memory for one unit of fp32 work. See RunUnit().
+  struct Workspace {
+    std::vector<float> qkv, o, a, rate, beta, g;  // of a block of rows
+    std::vector<float> states;                    // that tentative rows may spoil
+    std::vector<float> chunks;                    // delta_scratch()
+  };
+  /// What every unit of a run shares.
+  struct Batch {
+    const DeltaParameters& parameters;
+    int64_t kept, n;  // rows that are run again, and all rows
+    bool tentative, chunks;
+    std::byte* state;  // the slot's
+    const float* in;   // of the first new row
+    float* out;
+  };
+
+  void RunInDouble(const Batch& batch);
+  void PrepareInDouble(const DeltaParameters& parameters, int64_t i, double* qkv, double* g,
+                       double* beta) const;
+  void NormInDouble(const DeltaParameters& parameters, const double* o, const float* z,
+                    float* out) const;
+
+  void RunInSingle(const Batch& batch);
+  int64_t HeadsPerUnit() const;
+  void RunUnit(const Batch& batch, int64_t first_head, int64_t heads, Workspace& work) const;
+  DeltaTokens<float> PrepareBlock(const Batch& batch, int64_t first_head, int64_t heads,
+                                  int64_t first, int64_t rows, Workspace& work) const;
+  void RunRows(const Batch& batch, int64_t first_head, int64_t heads, int64_t first, int64_t last,
+               float* states, Workspace& work) const;
+  void NormBlock(const Batch& batch, int64_t first_head, int64_t heads, int64_t first, int64_t rows,
+                 const Workspace& work) const;
+
   void Remember(Slot slot, int64_t rows, std::span<const float* const> logged) const;
 
-  template <class T>
-  auto& Scratch() {
-    return std::get<std::vector<T>>(scratch_);
-  }
-  template <class T>
-  auto& States() {
-    return std::get<std::vector<std::vector<T>>>(thread_states_);
-  }
   int64_t LogWidth() const { return shape_.delta.channels() + 2 * shape_.delta.v_heads; }
   int64_t SlotIndex(int64_t layer, int slot) const { return layer * shape_.slots + slot; }
   Slot SlotAt(int64_t layer, int slot);
 
-  const bool in_double_;
+  const DeltaForm form_;
   const cpu::GlueKernels& glue_;
   ThreadPool& pool_;
   RecurrentShape shape_;
@@ -73,9 +92,10 @@ class HostDelta {
   // Of the run that is going on.
   std::vector<const float*> inputs_;  // [taps-1 of history | kept | new rows]: q | k | v
   std::vector<const float*> gates_;   // [kept | new rows]: b | a
-  std::tuple<std::vector<float>, std::vector<double>> scratch_;  // qkv, g, beta, o of all its rows
-  // [threads]: a head's state that tentative rows may spoil
-  std::tuple<std::vector<std::vector<float>>, std::vector<std::vector<double>>> thread_states_;
+  std::vector<float> rates_;          // [v_heads]: e^a_log
+  std::vector<double> scratch_;       // in double: qkv, g, beta, o of all its rows
+  std::vector<std::vector<double>> thread_states_;  // a head's that tentative rows may spoil
+  std::vector<Workspace> workspaces_;               // [threads]
 };
 
 }  // namespace nibble::kernels

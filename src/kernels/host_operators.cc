@@ -33,7 +33,10 @@ HostOperators::HostOperators(Backend glue, CpuIsa isa, ThreadPool& pool, bool ba
       kernels_(ChooseKernels(isa, batch_invariant)),
       ops_(cpu::GlueFor(isa)),
       pool_(pool),
-      delta_(glue == Backend::kReference, ops_, pool),
+      delta_(glue == Backend::kReference ? DeltaForm::kDouble
+             : batch_invariant           ? DeltaForm::kInvariant
+                                         : DeltaForm::kFastest,
+             ops_, pool),
       scores_(pool.threads()) {
   reference_.parallel = [this](int64_t n, const std::function<void(int64_t)>& unit) {
     pool_.RunEach(n, [&](int64_t i, int) { unit(i); });

@@ -8,6 +8,9 @@
 
 namespace nibble::kernels::cpu {
 
+/// Tokens that the chunk form of the delta rule takes at a time.
+constexpr int64_t kDeltaChunk = 64;
+
 // What a forward pass does between its matrix multiplications, in fp32. One body (glue_body.h) is
 // compiled for each instruction set; it computes in 16 fixed lanes without contraction, so every
 // instruction set gives the same bits.
@@ -32,12 +35,30 @@ struct GlueKernels {
   void (*mul_sigmoid)(float* x, const float* gate, int64_t n);
   /// y += sigmoid(gate) * x
   void (*add_gated)(float* y, const float* x, float gate, int64_t n);
-  /// out[c] = silu(sum_j w[j * n + c] * rows[j][c]): a causal convolution at one token.
-  void (*conv_silu)(const float* const* rows, const float* w, int64_t taps, int64_t n, float* out);
+  /// out[c] = silu(sum_j w[j * channels + first + c] * rows[j][first + c]) for c < n: a causal
+  /// convolution at one token.
+  void (*conv_silu)(const float* const* rows, int64_t first, int64_t n, const float* w,
+                    int64_t channels, int64_t taps, float* out);
   /// x *= scale / sqrt(sum(x^2) + 1e-6)
   void (*unit_length)(float* x, int64_t n, float scale);
+  /// beta = sigmoid(beta), g = -rate * softplus(a), for n numbers rounded up to a multiple of 16:
+  /// there must be room.
+  void (*delta_gates)(const float* a, const float* rate, int64_t n, float* beta, float* g);
   /// The gated delta rule, token by token: kernels/operators.h, DeltaNet. state [v_dim, k_dim].
   void (*delta_rows)(const DeltaTokens<float>& tokens, float* state);
+
+  // The same by matrix products over up to kDeltaChunk tokens, for `heads` value heads that share q
+  // and k: `tokens` is the first one's, and v, o, g, beta and the state of each next lie right
+  // behind. It equals delta_rows but for rounding, which depends on where the chunks begin. The
+  // states are brought into scratch memory, in which chunk follows chunk, and back.
+
+  /// Floats of scratch memory.
+  int64_t (*delta_scratch)(int64_t k_dim, int64_t v_dim, int64_t heads);
+  void (*delta_load)(const DeltaTokens<float>& shape, int64_t heads, const float* states,
+                     float* scratch);
+  void (*delta_chunk)(const DeltaTokens<float>& tokens, int64_t heads, float* scratch);
+  void (*delta_store)(const DeltaTokens<float>& shape, int64_t heads, float* scratch,
+                      float* states);
 };
 
 /// The table compiled for the widest vectors that `isa` allows.

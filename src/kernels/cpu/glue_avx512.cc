@@ -4,6 +4,8 @@
 NIBBLE_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq")
 namespace nibble::kernels::cpu {
 namespace {
+constexpr int64_t kWideBytes = 64;
+constexpr int kBlockRows = 8, kBlockWides = 2;
 #include "kernels/cpu/glue_body.h"
 }  // namespace
 extern const GlueKernels kGlueAvx512 = kTable;

@@ -1,14 +1,20 @@
 // The body of GlueKernels, included once by each glue_<isa>.cc inside its target region and its
 // unnamed namespace. GCC's vector extension spreads the 16 lanes over whatever registers that
-// target has.
+// target has. delta_body.h says what each must define first.
 
 typedef float F16 __attribute__((vector_size(64)));
 typedef uint32_t U16 __attribute__((vector_size(64)));
 typedef int32_t I16 __attribute__((vector_size(64)));
 typedef uint16_t H16 __attribute__((vector_size(32)));
 typedef uint8_t B16 __attribute__((vector_size(16)));
+typedef float F4 __attribute__((vector_size(16)));
+// A machine's register. What is computed lane by lane is computed in these; variables of a wider
+// type would live in memory.
+typedef float Wide __attribute__((vector_size(kWideBytes)));
+typedef int32_t WideInt __attribute__((vector_size(kWideBytes)));
 
-constexpr int64_t kLanes = 16;
+constexpr int64_t kLanes = 16, kWide = kWideBytes / 4;
+constexpr int kPieces = kLanes / kWide;  // registers that hold the 16 lanes
 
 inline F16 Load(const float* p) {
   F16 v;
@@ -16,6 +22,12 @@ inline F16 Load(const float* p) {
   return v;
 }
 inline void Store(float* p, F16 v) { __builtin_memcpy(p, &v, sizeof v); }
+inline Wide LoadWide(const float* p) {
+  Wide v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+inline void StoreWide(float* p, Wide v) { __builtin_memcpy(p, &v, sizeof v); }
 /// Any address: a mapped tensor need not be aligned.
 inline F16 LoadBf16s(const void* p) {
   H16 h;
@@ -65,24 +77,27 @@ struct Fp8Cache {
   }
 };
 
-/// Lanes are summed as a fixed tree.
+/// Lanes are summed as a fixed tree: halves of 8, of 4, of 2, of 1.
+inline float SumLanes(const float* lanes) {
+  F4 quarter[4];
+  __builtin_memcpy(quarter, lanes, sizeof quarter);
+  const F4 four = (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
+  return (four[0] + four[2]) + (four[1] + four[3]);
+}
 inline float Sum(F16 v) {
-  float s[kLanes];
-  __builtin_memcpy(s, &v, sizeof v);
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) s[i] += s[i + width];
-  }
-  return s[0];
+  float lanes[kLanes];
+  __builtin_memcpy(lanes, &v, sizeof v);
+  return SumLanes(lanes);
 }
 
 /// exp(x) for x <= 0 to 2 ulp: 2^n by the exponent bits, 2^f by a polynomial on [-0.5, 0.5] (Taylor
 /// coefficients of 2^f; the seventh term is below 2^-24 there). Below -87 it is 0.
-inline F16 Exp(F16 x) {
-  const F16 magic = F16{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  const F16 scaled = x * 1.44269504f;
-  const F16 n = (scaled + magic) - magic;
-  const F16 f = (x - n * 0.693359375f) - n * -2.12194440e-4f;  // ln 2 in two pieces
-  F16 p = F16{} + 1.0f / 5040;
+inline Wide Exp(Wide x) {
+  const Wide magic = Wide{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  const Wide scaled = x * 1.44269504f;
+  const Wide n = (scaled + magic) - magic;
+  const Wide f = (x - n * 0.693359375f) - n * -2.12194440e-4f;  // ln 2 in two pieces
+  Wide p = Wide{} + 1.0f / 5040;
   p = p * f + 1.0f / 720;
   p = p * f + 1.0f / 120;
   p = p * f + 1.0f / 24;
@@ -90,23 +105,39 @@ inline F16 Exp(F16 x) {
   p = p * f + 0.5f;
   p = p * f + 1.0f;
   p = p * f + 1.0f;
-  const I16 bits = (__builtin_convertvector(n, I16) + 127) << 23;
-  const I16 keep = x > -87.0f;
-  return (F16)((I16)(p * (F16)bits) & keep);
+  const WideInt bits = (__builtin_convertvector(n, WideInt) + 127) << 23;
+  const WideInt keep = x > -87.0f;
+  return (Wide)((WideInt)(p * (Wide)bits) & keep);
 }
 inline float ExpOne(float x) {
-  const F16 v = Exp(F16{} + x);
+  const Wide v = Exp(Wide{} + x);
   return v[0];
 }
 
-void RmsNorm(const float* x, int64_t n, const float* w, float eps, float* out) {
-  F16 sum = {};
+inline float SumOfSquares(const float* x, int64_t n) {
+  Wide sum[kPieces] = {};
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) sum += Load(x + i) * Load(x + i);
-  float total = Sum(sum);
+  for (; i + kLanes <= n; i += kLanes) {
+#pragma GCC unroll 4
+    for (int p = 0; p < kPieces; ++p) {
+      const Wide v = LoadWide(x + i + p * kWide);
+      sum[p] += v * v;
+    }
+  }
+  float lanes[kLanes];
+  __builtin_memcpy(lanes, sum, sizeof lanes);
+  float total = SumLanes(lanes);
   for (; i < n; ++i) total += x[i] * x[i];
-  const float inverse = 1.0f / __builtin_sqrtf(total / static_cast<float>(n) + eps);
-  for (i = 0; i + kLanes <= n; i += kLanes) Store(out + i, Load(x + i) * inverse * Load(w + i));
+  return total;
+}
+
+void RmsNorm(const float* x, int64_t n, const float* w, float eps, float* out) {
+  const float mean = SumOfSquares(x, n) / static_cast<float>(n);
+  const float inverse = 1.0f / __builtin_sqrtf(mean + eps);
+  int64_t i = 0;
+  for (; i + kWide <= n; i += kWide) {
+    StoreWide(out + i, LoadWide(x + i) * inverse * LoadWide(w + i));
+  }
   for (; i < n; ++i) out[i] = x[i] * inverse * w[i];
 }
 
@@ -117,18 +148,19 @@ void Add(float* x, const float* y, int64_t n) {
 }
 
 /// By exp of a non-positive number alone, so that nothing overflows.
-inline F16 Sigmoid(F16 g) {
-  const I16 positive = g > 0.0f;
-  const F16 e = Exp(positive ? -g : g);
-  return (positive ? F16{} + 1.0f : e) / (1.0f + e);
+inline Wide Sigmoid(Wide g) {
+  const WideInt positive = g > 0.0f;
+  const Wide e = Exp(positive ? -g : g);
+  return (positive ? Wide{} + 1.0f : e) / (1.0f + e);
 }
-inline F16 Silu(F16 g) { return g * Sigmoid(g); }
+inline Wide Silu(Wide g) { return g * Sigmoid(g); }
 
 void SiluMul(const float* gate, const float* up, int64_t n, float* out) {
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) Store(out + i, Silu(Load(gate + i)) * Load(up + i));
+  for (; i + kWide <= n; i += kWide)
+    StoreWide(out + i, Silu(LoadWide(gate + i)) * LoadWide(up + i));
   for (; i < n; ++i) {
-    const F16 v = Silu(F16{} + gate[i]);
+    const Wide v = Silu(Wide{} + gate[i]);
     out[i] = v[0] * up[i];
   }
 }
@@ -176,14 +208,17 @@ float DotBf16(const float* x, const uint8_t* w, int64_t n) {
 float ExpAndSum(float* x, int64_t n) {
   float largest = x[0];
   for (int64_t i = 1; i < n; ++i) largest = x[i] > largest ? x[i] : largest;
-  F16 sum = {};
+  float lanes[kLanes] = {};
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
-    const F16 e = Exp(Load(x + i) - largest);
-    Store(x + i, e);
-    sum += e;
+#pragma GCC unroll 4
+    for (int64_t p = 0; p < kLanes; p += kWide) {
+      const Wide e = Exp(LoadWide(x + i + p) - largest);
+      StoreWide(x + i + p, e);
+      StoreWide(lanes + p, LoadWide(lanes + p) + e);
+    }
   }
-  float total = Sum(sum);
+  float total = SumLanes(lanes);
   for (; i < n; ++i) total += x[i] = ExpOne(x[i] - largest);
   return total;
 }
@@ -237,80 +272,50 @@ void Attend(const AttendArgs& args) {
 
 void MulSigmoid(float* x, const float* gate, int64_t n) {
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) Store(x + i, Load(x + i) * Sigmoid(Load(gate + i)));
+  for (; i + kWide <= n; i += kWide)
+    StoreWide(x + i, LoadWide(x + i) * Sigmoid(LoadWide(gate + i)));
   for (; i < n; ++i) {
-    const F16 v = Sigmoid(F16{} + gate[i]);
+    const Wide v = Sigmoid(Wide{} + gate[i]);
     x[i] *= v[0];
   }
 }
 
 void AddGated(float* y, const float* x, float gate, int64_t n) {
-  const F16 sigmoid = Sigmoid(F16{} + gate);
+  const Wide sigmoid = Sigmoid(Wide{} + gate);
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) Store(y + i, Load(y + i) + sigmoid * Load(x + i));
+  for (; i + kWide <= n; i += kWide) StoreWide(y + i, LoadWide(y + i) + sigmoid * LoadWide(x + i));
   for (; i < n; ++i) y[i] += sigmoid[0] * x[i];
 }
 
-void ConvSilu(const float* const* rows, const float* w, int64_t taps, int64_t n, float* out) {
+void ConvSilu(const float* const* rows, int64_t first, int64_t n, const float* w, int64_t channels,
+              int64_t taps, float* out) {
+  w += first;
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    F16 sum = {};
-    for (int64_t j = 0; j < taps; ++j) sum += Load(w + j * n + i) * Load(rows[j] + i);
-    Store(out + i, Silu(sum));
+  for (; i + kWide <= n; i += kWide) {
+    Wide sum = {};
+    for (int64_t j = 0; j < taps; ++j) {
+      sum += LoadWide(w + j * channels + i) * LoadWide(rows[j] + first + i);
+    }
+    StoreWide(out + i, Silu(sum));
   }
   for (; i < n; ++i) {
     float sum = 0;
-    for (int64_t j = 0; j < taps; ++j) sum += w[j * n + i] * rows[j][i];
-    const F16 v = Silu(F16{} + sum);
+    for (int64_t j = 0; j < taps; ++j) sum += w[j * channels + i] * rows[j][first + i];
+    const Wide v = Silu(Wide{} + sum);
     out[i] = v[0];
   }
 }
 
 void UnitLength(float* x, int64_t n, float scale) {
-  F16 sum = {};
+  const float factor = scale / __builtin_sqrtf(SumOfSquares(x, n) + 1e-6f);
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) sum += Load(x + i) * Load(x + i);
-  float total = Sum(sum);
-  for (; i < n; ++i) total += x[i] * x[i];
-  const float factor = scale / __builtin_sqrtf(total + 1e-6f);
-  for (i = 0; i + kLanes <= n; i += kLanes) Store(x + i, Load(x + i) * factor);
+  for (; i + kWide <= n; i += kWide) StoreWide(x + i, LoadWide(x + i) * factor);
   for (; i < n; ++i) x[i] *= factor;
 }
 
-/// One row of the state through one token. The row is read and written once.
-inline float DeltaRow(const float* q, const float* k, float v, float decay, float beta, int64_t n,
-                      float* s) {
-  F16 read = {};
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) read += Load(s + i) * Load(k + i);
-  float total = Sum(read);
-  for (; i < n; ++i) total += s[i] * k[i];
-  const float delta = beta * (v - decay * total);
-  F16 out = {};
-  for (i = 0; i + kLanes <= n; i += kLanes) {
-    const F16 updated = decay * Load(s + i) + delta * Load(k + i);
-    Store(s + i, updated);
-    out += updated * Load(q + i);
-  }
-  float o = Sum(out);
-  for (; i < n; ++i) {
-    s[i] = decay * s[i] + delta * k[i];
-    o += s[i] * q[i];
-  }
-  return o;
-}
+#include "kernels/cpu/delta_body.h"
 
-void DeltaRows(const DeltaTokens<float>& t, float* state) {
-  for (int64_t i = 0; i < t.n; ++i) {
-    const float decay = ExpOne(t.g[i * t.gate_stride]), beta = t.beta[i * t.gate_stride];
-    const float *q = t.q + i * t.qkv_stride, *k = t.k + i * t.qkv_stride,
-                *v = t.v + i * t.qkv_stride;
-    for (int64_t r = 0; r < t.v_dim; ++r) {
-      t.o[i * t.o_stride + r] = DeltaRow(q, k, v[r], decay, beta, t.k_dim, state + r * t.k_dim);
-    }
-  }
-}
-
-constexpr GlueKernels kTable = {RmsNorm,  Add,        SiluMul,   FromBf16s,  RotateHalves,
-                                DotBf16,  Attend,     ExpAndSum, MulSigmoid, AddGated,
-                                ConvSilu, UnitLength, DeltaRows};
+constexpr GlueKernels kTable = {RmsNorm,   Add,        SiluMul,    FromBf16s,  RotateHalves,
+                                DotBf16,   Attend,     ExpAndSum,  MulSigmoid, AddGated,
+                                ConvSilu,  UnitLength, DeltaGates, DeltaRows,  DeltaScratch,
+                                DeltaLoad, DeltaChunk, DeltaStore};

@@ -181,21 +181,26 @@ TEST(Glue, SigmoidGates) {
 }
 
 TEST(Glue, CausalConvolution) {
+  constexpr int64_t kBefore = 3, kBehind = 5;  // channels of others
   for (int64_t n : {1, 16, 50, 192}) {
     for (int64_t taps : {1, 2, 4}) {
-      const auto w = Random(taps * n, 8), u = Random(taps * n, 9);
+      const int64_t channels = kBefore + n + kBehind;
+      const auto w = Random(taps * channels, 8), u = Random(taps * channels, 9);
       std::vector<const float*> rows;
-      for (int64_t j = 0; j < taps; ++j) rows.push_back(u.data() + j * n);
+      for (int64_t j = 0; j < taps; ++j) rows.push_back(u.data() + j * channels);
       const auto got = OnEveryIsa([&](const GlueKernels& glue) {
-        std::vector<float> out(n, kPoison);
-        glue.conv_silu(rows.data(), w.data(), taps, n, out.data());
+        std::vector<float> out(n + 1, kPoison);
+        glue.conv_silu(rows.data(), kBefore, n, w.data(), channels, taps, out.data());
+        EXPECT_TRUE(std::isnan(out.back()));
+        out.back() = 0;
         return out;
       });
       for (int64_t i = 0; i < n; ++i) {
         double sum = 0, magnitude = 0;
         for (int64_t j = 0; j < taps; ++j) {
-          sum += static_cast<double>(w[j * n + i]) * u[j * n + i];
-          magnitude += std::abs(static_cast<double>(w[j * n + i]) * u[j * n + i]);
+          const int64_t at = j * channels + kBefore + i;
+          sum += static_cast<double>(w[at]) * u[at];
+          magnitude += std::abs(static_cast<double>(w[at]) * u[at]);
         }
         EXPECT_NEAR(got[i], sum * Sigmoid(sum), 2e-6 * magnitude);
       }
