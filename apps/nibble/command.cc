@@ -18,22 +18,30 @@ double Now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-bool IsTerminal() {
-  const char* term = std::getenv("TERM");
-  return isatty(STDERR_FILENO) && (term == nullptr || std::string_view(term) != "dumb");
+/// Once: a second Ctrl-C ends the process. A read that waits is interrupted too.
+bool CatchInterrupt() {
+  struct sigaction action {};
+  action.sa_handler = [](int) { interrupted = true; };
+  action.sa_flags = static_cast<int>(SA_RESETHAND);
+  return sigaction(SIGINT, &action, nullptr) == 0;
 }
 
 }  // namespace
 
+bool ToTerminal() {
+  const char* term = std::getenv("TERM");
+  return isatty(STDERR_FILENO) && (term == nullptr || std::string_view(term) != "dumb");
+}
+
 bool Interrupted() {
   // Installed on first use: verbs that never ask end on Ctrl-C as any program does.
-  static const bool installed = [] {
-    struct sigaction action {};
-    action.sa_handler = [](int) { interrupted = true; };
-    action.sa_flags = static_cast<int>(SA_RESETHAND);  // the second Ctrl-C ends the process
-    return sigaction(SIGINT, &action, nullptr) == 0;
-  }();
+  static const bool installed = CatchInterrupt();
   return installed && interrupted;
+}
+
+void ForgetInterrupt() {
+  interrupted = false;
+  CatchInterrupt();
 }
 
 void ModelOptions::AddTo(CLI::App& app) {
@@ -149,7 +157,7 @@ ProgressBar::~ProgressBar() {
 }
 
 void ProgressBar::Update(uint64_t done, uint64_t total, std::string_view unit) {
-  static const bool terminal = IsTerminal();
+  static const bool terminal = ToTerminal();
   const double now = Now();
   // Short work shows nothing; longer work at most ten times a second.
   if (!terminal || total == 0 || now - start_ < 0.3 || (now - last_ < 0.1 && done < total)) return;

@@ -60,10 +60,16 @@ class ProgressBar {
 Json SpeculationJson(const engine::SpeculationStats& stats);
 std::string SpeculationText(const engine::SpeculationStats& stats);
 
-/// Set by Ctrl-C; generation stops at the next token.
+/// Set by Ctrl-C; generation stops at the next token. A second Ctrl-C ends the process.
 bool Interrupted();
+/// For verbs that go on after a Ctrl-C: forgets it, and catches the next.
+void ForgetInterrupt();
+
+/// Whether stderr is a terminal that can overwrite and colour.
+bool ToTerminal();
 
 Verb AddRun(CLI::App& app);
+Verb AddChat(CLI::App& app);
 Verb AddInspect(CLI::App& app);
 Verb AddVerify(CLI::App& app);
 Verb AddDevices(CLI::App& app);

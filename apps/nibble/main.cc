@@ -54,6 +54,7 @@ int Main(int argc, char** argv) {
     verbs.emplace_back(sub, make(*sub));
   };
   add("run", "generate text from a prompt", AddRun);
+  add("chat", "talk to a model in the terminal, or through a pipe", AddChat);
   add("inspect", "show what is in a checkpoint, and what would run each part of it", AddInspect);
   add("verify", "prove, from the outputs of its kernels, which precision a checkpoint runs in",
       AddVerify);

@@ -6,6 +6,8 @@ the larger checkpoints' perplexities are checked too."""
 import json
 import math
 import os
+import pty
+import select
 import struct
 import subprocess
 import sys
@@ -186,6 +188,230 @@ class Errors(unittest.TestCase):
             self.assertEqual(os.listdir(folder), [])
 
 
+class KvCache(unittest.TestCase):
+    def test_smaller_caches_run_and_scales_that_are_not_there_are_told(self):
+        for dtype, warned in (("bf16", False), ("fp8", True)):
+            out, err = run("run", SAMPLE, "--prompt-ids", ids_of(0), "-n", 8, "--temperature", 0, "--ignore-eos",
+                           "--kv-cache-dtype", dtype, "--json")
+            self.assertEqual(len(json.loads(out)["ids"]), 8, dtype)
+            self.assertEqual("kv_cache dtype=fp8 layers_without_scales=6 scale_used=1.0" in err, warned, err)
+
+
+class Speculation(unittest.TestCase):
+    def test_a_model_without_mtp_refuses_and_says_what_to_do(self):
+        out, err = run("run", SAMPLE, "-p", "a", "--spec", "mtp:3", "--json", code=5)
+        self.assertIn("the model has 0 MTP layers, expected 1", err)
+        self.assertIn("leave --spec out", err)
+        self.assertEqual(json.loads(out)["error"]["code"], "Unsupported")
+
+    def test_what_is_no_speculation_is_an_argument_error(self):
+        for word in ("mtp:9", "mtp:0", "mtp", "mtp:33", "foo"):
+            _, err = run("run", SAMPLE, "-p", "a", "--spec", word, code=2)
+            self.assertIn(f"'{word}'", err)
+            self.assertIn("expected 'none' or 'mtp:K' with K in 1 … 8", err)
+
+    @unittest.skipUnless(DATA, "NIBBLE_TEST_DATA is not set: the hybrid checkpoints are skipped")
+    def test_drafts_change_no_token(self):
+        for name in ("modelopt-W4A16_NVFP4", "ct-NVFP4A16", "modelopt-mixed"):
+            model = os.path.join(DATA, "checkpoints", "qwen3.6-moe-mini-" + name)
+            flags = ("-p", "It was a dark and stormy night, and", "-n", 64, "--temperature", 0, "--ignore-eos",
+                     "--batch-invariant")
+            plain = run_json("run", model, *flags)
+            drafted = run_json("run", model, *flags, "--spec", "mtp:3")
+            self.assertNotIn("speculation", plain)
+            self.assertEqual(drafted["ids"], plain["ids"], name)
+            got = drafted["speculation"]
+            self.assertEqual(got["draft_tokens"], 3)
+            self.assertEqual(len(got["accepted"]), got["rounds"])
+            # The first token comes from the prompt; every round gives one and what it accepted.
+            self.assertEqual(1 + got["rounds"] + sum(got["accepted"]), 64)
+            self.assertGreater(got["mean_acceptance_length"], 1)
+            print(f"{name}: mean acceptance length {got['mean_acceptance_length']:.2f} of 4")
+
+
+def turn(role, text):
+    return f"<|im_start|>{role}\n{text}<|im_end|>\n"
+
+
+def tokens(text):
+    return run_json("tokenize", SAMPLE, text)["ids"]
+
+
+def chat(text, *arguments, model=SAMPLE, code=0):
+    """What a conversation through a pipe answers: one object a turn, and what people see beside it."""
+    greedy = () if "--temperature" in arguments else ("--temperature", 0)
+    out, err = run("chat", model, "--json", *greedy, *arguments, stdin=text.encode(), code=code)
+    return [json.loads(line) for line in out.splitlines()], err
+
+
+class Terminal:
+    """A program in a terminal of its own, as a person has it."""
+
+    def __init__(self, *arguments):
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            os.environ["TERM"] = "xterm"
+            os.execv(NIBBLE, [NIBBLE, *map(str, arguments)])
+        self.seen = ""
+
+    def wait_for(self, text):
+        """Reads until `text` was shown since the last call; gives what was."""
+        while text not in self.seen:
+            ready, _, _ = select.select([self.fd], [], [], 120)
+            assert ready, ("the program is silent", self.seen)
+            try:
+                self.seen += os.read(self.fd, 65536).decode(errors="replace")
+            except OSError:
+                raise AssertionError(("the program ended", self.seen)) from None
+        end = self.seen.index(text) + len(text)
+        shown, self.seen = self.seen[:end], self.seen[end:]
+        return shown
+
+    def write(self, text):
+        os.write(self.fd, text.encode())
+
+    def exit_code(self):
+        try:
+            while os.read(self.fd, 65536):
+                pass
+        except OSError:
+            pass  # the terminal is gone with its last program
+        os.close(self.fd)
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+class Chat(unittest.TestCase):
+    WHO = "I am a small language model, trained on novels of the nineteenth century."
+
+    def test_answers_go_to_stdout_and_numbers_to_stderr(self):
+        out, err = run("chat", SAMPLE, "--temperature", 0, stdin=b"Who are you?\n")
+        self.assertEqual(out, self.WHO + "\n")
+        self.assertRegex(err, r"^prompt 16 tokens, \d+ tok/s, TTFT [\d.]+ ms \| answer \d+ tokens, \d+ tok/s\n$")
+        self.assertEqual(run("chat", SAMPLE, stdin=b"")[0], "")
+        self.assertEqual(run("chat", SAMPLE, stdin=b"\n  \n")[0], "")
+
+    def test_every_turn_sees_what_was_said_before(self):
+        got, _ = chat("Who are you?\nAnd your name?")  # the last line needs no end
+        self.assertEqual(len(got), 2)
+        self.assertEqual(got[0]["prompt_ids"], list(REFERENCE["p2.ids"]))
+        self.assertEqual((got[0]["text"], got[0]["finish_reason"]), (self.WHO, "stop"))
+        self.assertEqual(
+            got[1]["prompt_ids"],
+            tokens(turn("user", "Who are you?") + turn("assistant", self.WHO) + turn("user", "And your name?")
+                   + "<|im_start|>assistant\n"),
+        )
+
+    def test_a_line_goes_on_after_a_backslash(self):
+        got, _ = chat("one\\\n\\\nthree\n", "-n", 1)
+        self.assertEqual([g["prompt_ids"] for g in got], [tokens(turn("user", "one\n\nthree") + "<|im_start|>assistant\n")])
+
+    def test_commands(self):
+        got, err = chat("/system Be brief.\nWho are you?\n/reset\nTwo\n/drop\nThree\n/drop x\n/system\n/stats\n/help\n"
+                        "/etc\n /etc\n/exit\nNot answered\n", "-n", 2, "--system", "Shown nowhere.")
+        ask = lambda system, *texts: tokens(system + "".join(texts) + "<|im_start|>assistant\n")
+        brief = turn("system", "Be brief.")
+        self.assertEqual(len(got), 4)
+        self.assertEqual(got[0]["prompt_ids"], ask(brief, turn("user", "Who are you?")))
+        self.assertEqual(got[1]["prompt_ids"], ask(brief, turn("user", "Two")))
+        self.assertEqual(got[2]["prompt_ids"], ask(brief, turn("user", "Three")))
+        three = turn("user", "Three") + turn("assistant", got[2]["text"])
+        self.assertEqual(got[3]["prompt_ids"], ask("", three, turn("user", " /etc")))
+        n_prompt = sum(len(g["prompt_ids"]) for g in got[:3])
+        in_context = len(got[2]["prompt_ids"]) + 2
+        for part in ("1 turn forgotten, 0 left", '"x" is no number of turns', f"3 turns | {in_context} of ",
+                     f"prompts {n_prompt} tokens", "answers 6 tokens", "/reset  ", "no command /etc;"):
+            self.assertIn(part, err)
+
+    def test_a_conversation_that_is_too_long_says_what_to_drop(self):
+        first, second = chat("Who are you?\nAnd your name?\n", "-n", 8)[0]
+        n_first, n_all = len(first["prompt_ids"]), len(second["prompt_ids"])
+        n_message = len(tokens(turn("user", "And your name?") + "<|im_start|>assistant\n"))
+        got, err = chat("Who are you?\nAnd your name?\n", "-n", 8, "--ctx", n_all - 1, code=2)
+        self.assertEqual(got[0]["ids"], first["ids"])
+        self.assertEqual(got[1]["error"]["code"], "InvalidArgument")
+        self.assertIn(f"the conversation has {n_all} tokens with this message, {n_all - 1} fit", err)
+        self.assertIn(f"the oldest turn has {n_all - n_message} tokens, and {n_message} remain without: /drop 1, or /reset", err)
+        got, _ = chat("Who are you?\n/drop 1\nAnd your name?\n", "-n", 8, "--ctx", n_all - 1)
+        self.assertEqual(len(got[1]["prompt_ids"]), n_message)
+        _, err = chat("Who are you?\n", "--ctx", n_first - 1, code=2)
+        self.assertIn(f"this message has {n_first} tokens by itself", err)
+
+    def test_an_answer_that_fills_the_context_says_so(self):
+        out, err = run("chat", SAMPLE, "--ctx", 20, "--temperature", 0, stdin=b"Who are you?\n")
+        self.assertTrue(self.WHO.startswith(out.strip()))
+        self.assertIn("answer 5 tokens", err)
+        self.assertIn("cut: the context is full (/drop, /reset)", err)
+        self.assertIn("cut at --max-tokens", run("chat", SAMPLE, "-n", 2, stdin=b"Who are you?\n")[1])
+
+    def test_a_seed_repeats_a_session_and_its_turns_draw_anew(self):
+        said = "Once upon a time\n/reset\nOnce upon a time\n"
+        flags = ("-n", 24, "--temperature", 1, "--seed", 7)
+        one, two = chat(said, *flags)[0], chat(said, *flags)[0]
+        self.assertEqual([g["ids"] for g in one], [g["ids"] for g in two])
+        self.assertNotEqual(one[0]["ids"], one[1]["ids"])
+        self.assertEqual([g["seed"] for g in one], [7, 8])
+
+    def test_options_of_run_hold(self):
+        got, err = chat("Who are you?\n", "--stop", "language mod", "--kv-cache-dtype", "fp8")
+        self.assertTrue("language mod" not in got[0]["text"])
+        self.assertIn("scale_used=1.0", err)
+        _, err = chat("Who are you?\n", "--spec", "mtp:3", code=5)
+        self.assertIn("leave --spec out", err)
+
+    def test_a_checkpoint_without_tokenizer_or_template_cannot_talk(self):
+        with tempfile.TemporaryDirectory() as folder:
+            for name in ("config.json", "generation_config.json", "hf_quant_config.json", "model.safetensors"):
+                os.symlink(os.path.join(SAMPLE, name), os.path.join(folder, name))
+            self.assertIn("--prompt-ids", run("chat", folder, code=3)[1])
+            os.symlink(os.path.join(SAMPLE, "tokenizer.json"), os.path.join(folder, "tokenizer.json"))
+            self.assertIn("template", run("chat", folder, code=3)[1])
+
+    def test_ctrl_c_stops_the_answer_and_not_the_program(self):
+        terminal = Terminal("chat", SAMPLE, "--temperature", 1, "--seed", 1, "--ignore-eos")
+        self.assertIn("/help", terminal.wait_for("> "))
+        terminal.write("Tell me of the sea\\\n")
+        terminal.wait_for("… ")
+        terminal.write("and its ships\n")
+        terminal.wait_for("ships\r\n")
+        terminal.wait_for(" ")  # the answer has begun
+        terminal.write("\x03")
+        self.assertIn("\x1b[90m", terminal.wait_for(" | stopped"))
+        terminal.wait_for("> ")
+        terminal.write("\x03")
+        terminal.wait_for("Ctrl-D or /exit ends")
+        terminal.wait_for("> ")
+        terminal.write("/stats\n")
+        terminal.wait_for("1 turn | ")
+        terminal.wait_for("> ")
+        terminal.write("\x04")
+        self.assertEqual(terminal.exit_code(), 0)
+
+    def test_in_a_terminal_an_error_ends_the_turn_only(self):
+        terminal = Terminal("chat", SAMPLE, "--ctx", 20, "--temperature", 0)
+        terminal.wait_for("> ")
+        terminal.write("A question that is far too long for a context of no more than twenty tokens\n")
+        terminal.wait_for("shorten it")
+        terminal.wait_for("> ")
+        terminal.write("Who are you?\n")
+        terminal.wait_for("I am a")
+        terminal.wait_for("> ")
+        terminal.write("/exit\n")
+        self.assertEqual(terminal.exit_code(), 0)
+
+    @unittest.skipUnless(DATA, "NIBBLE_TEST_DATA is not set: the hybrid checkpoints are skipped")
+    def test_with_speculation(self):
+        model = os.path.join(DATA, "checkpoints", "qwen3.6-moe-mini-modelopt-W4A16_NVFP4")
+        said, flags = "Who are you?\nTell me of the sea.\n", ("-n", 24, "--batch-invariant", "--ignore-eos")
+        plain, _ = chat(said, *flags, model=model)
+        drafted, _ = chat(said, *flags, "--spec", "mtp:3", model=model)
+        self.assertEqual([g["ids"] for g in plain], [g["ids"] for g in drafted])
+        self.assertTrue(all(g["speculation"]["rounds"] > 0 for g in drafted))
+        _, err = run("chat", model, *flags, "--spec", "mtp:3", stdin=(said + "/stats\n").encode())
+        self.assertRegex(err, r"\| mtp:3, \d\.\d\d tokens a round, \d+ % of drafts accepted")
+        rounds = sum(g["speculation"]["rounds"] for g in drafted)
+        self.assertIn(f"mtp:3 | {rounds} rounds | mean acceptance length", err)
+
+
 class Inspect(unittest.TestCase):
     def test_json_says_what_runs_and_why(self):
         got = run_json("inspect", SAMPLE)
@@ -351,14 +577,18 @@ class Perplexity(unittest.TestCase):
         "qwen3-moe-mini-ct-NVFP4A16": (27.553, None),
         "qwen3-moe-mini-modelopt-NVFP4": (28.029, 27.551),
         "qwen3-moe-mini-ct-NVFP4": (27.970, 27.553),
+        "qwen3.6-moe-mini-modelopt-W4A16_NVFP4": (26.644, None),
+        "qwen3.6-moe-mini-ct-NVFP4A16": (26.606, None),
+        "qwen3.6-moe-mini-modelopt-mixed": (26.495, None),
     }
 
-    def test_within_three_tenths_of_a_percent_and_nearer_to_its_own_label(self):
+    def test_within_a_few_tenths_of_a_percent_and_nearer_to_its_own_label(self):
         for name, (native, a16) in self.KNOWN.items():
             got = run_json("eval", os.path.join(DATA, "checkpoints", name), "--ppl",
                            os.path.join(DATA, "heldout", "heldout_tokens.npy"), "--windows", 12, "--window-length", 512)["ppl"]
             print(f"{name}: perplexity {got:.3f}, reference {native}")
-            self.assertLessEqual(abs(got - native) / native, 0.003, name)
+            # Nearly every product of the mixed one quantizes its input: more codes on a boundary.
+            self.assertLessEqual(abs(got - native) / native, 0.005 if "mixed" in name else 0.003, name)
             if a16:
                 self.assertLess(abs(got - native), abs(got - a16), name)
 
