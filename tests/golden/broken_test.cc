@@ -1,5 +1,5 @@
-// The 46 checkpoints that make_broken.py derives from the genuine tiny ones: 38 must be refused,
-// before any compute and with an error that a person can act on; 8 must be accepted and compute
+// The 68 checkpoints that make_broken.py derives from the genuine tiny ones: 59 must be refused,
+// before any compute and with an error that a person can act on; 9 must be accepted and compute
 // what their base does.
 #include <gtest/gtest.h>
 
@@ -36,7 +36,7 @@ std::vector<Case> Cases() {
 
 TEST(Broken, EveryCaseGetsItsVerdict) {
   const auto cases = Cases();
-  ASSERT_EQ(cases.size(), 46u) << "run tests/golden/make_broken.py tests/golden/tiny "
+  ASSERT_EQ(cases.size(), 68u) << "run tests/golden/make_broken.py tests/golden/tiny "
                                << NIBBLE_BROKEN_DIR;
   for (const Case& c : cases) {
     auto rig = Rig::Open(std::string(NIBBLE_BROKEN_DIR) + "/" + c.name, {}, IsasHere().back());
@@ -55,28 +55,81 @@ TEST(Broken, EveryCaseGetsItsVerdict) {
 
 struct Named {
   const char* name;
+  ErrorCode code;
   std::vector<const char*> parts;  // what the message must hold
 };
 
-TEST(Broken, ErrorsNameLayerExpertAndTensor) {
-  const Named kNamed[] = {
-      {"mo_missing_input_scale_w4a4", {"layer 1", "expert 2", "down_proj.input_scale"}},
-      {"mo_missing_weight_scale_2", {"layer 1", "expert 2", "gate_proj.weight_scale_2"}},
-      {"mo_scale_is_nan_e4m3", {"layer 1", "expert 2", "gate_proj.weight_scale", "NaN"}},
-      {"mo_weight_scale_2_inf", {"gate_proj.weight_scale_2", "inf"}},
-      {"mo_scale_transposed", {"gate_proj.weight_scale", "[", "]"}},
-      {"ct_global_scale_zero", {"gate_proj.weight_global_scale"}},
-      {"mo_unknown_algo", {"NVFP4_XYZ"}},
-      {"unknown_quant_method", {"awq"}},
-  };
-  for (const Named& n : kNamed) {
+void ExpectNamed(std::span<const Named> cases) {
+  for (const Named& n : cases) {
     auto rig = Rig::Open(std::string(NIBBLE_BROKEN_DIR) + "/" + n.name, {}, IsasHere().back());
     ASSERT_FALSE(rig.ok()) << n.name;
+    EXPECT_EQ(NameOf(rig.error().code), NameOf(n.code)) << n.name << ": " << rig.error().Message();
     for (const char* part : n.parts) {
       EXPECT_NE(rig.error().Message().find(part), std::string::npos)
           << n.name << ": " << rig.error().Message() << " lacks " << part;
     }
   }
+}
+
+TEST(Broken, ErrorsNameLayerExpertAndTensor) {
+  using enum ErrorCode;
+  const Named kNamed[] = {
+      {"mo_missing_input_scale_w4a4", kNotFound, {"layer 1", "expert 2", "down_proj.input_scale"}},
+      {"mo_missing_weight_scale_2", kNotFound, {"layer 1", "expert 2", "gate_proj.weight_scale_2"}},
+      {"mo_scale_is_nan_e4m3",
+       kCorruptFile,
+       {"layer 1", "expert 2", "gate_proj.weight_scale", "NaN"}},
+      {"mo_weight_scale_2_inf", kCorruptFile, {"gate_proj.weight_scale_2", "inf"}},
+      {"mo_scale_transposed", kCorruptFile, {"gate_proj.weight_scale", "[", "]"}},
+      {"ct_global_scale_zero", kCorruptFile, {"gate_proj.weight_global_scale"}},
+      {"mo_unknown_algo", kUnsupported, {"NVFP4_XYZ"}},
+      {"unknown_quant_method", kUnsupported, {"awq"}},
+  };
+  ExpectNamed(kNamed);
+}
+
+TEST(Broken, ErrorsOfFp8NameTensorPlaceAndValue) {
+  using enum ErrorCode;
+  const char kFile[] = "model.safetensors", kExpert[] = "layer 0, expert 2, ",
+             kLinear[] = "model.layers.1.self_attn.q_proj";
+  const Named kNamed[] = {
+      {"fp8_weight_nan_code",
+       kCorruptFile,
+       {kFile, kExpert, "up_proj.weight\"", "row 3, column 5 is 0x7F, a NaN"}},
+      {"fp8_weight_negative_nan_code",
+       kCorruptFile,
+       {kFile, kLinear, "row 63, column 63 is 0xFF, a NaN"}},
+      {"fp8_missing_weight_scale", kNotFound, {kExpert, "gate_proj.weight_scale"}},
+      {"fp8_linear_missing_weight_scale", kNotFound, {kLinear, "q_proj.weight_scale"}},
+      {"fp8_missing_input_scale", kNotFound, {kExpert, "down_proj.input_scale"}},
+      {"fp8_linear_missing_input_scale", kNotFound, {kLinear, "q_proj.input_scale"}},
+      {"fp8_weight_scale_zero", kCorruptFile, {kFile, kExpert, "down_proj.weight_scale", " 0"}},
+      {"fp8_weight_scale_negative",
+       kCorruptFile,
+       {kFile, kExpert, "down_proj.weight_scale", "-0.01"}},
+      {"fp8_weight_scale_nan", kCorruptFile, {kFile, kExpert, "down_proj.weight_scale", "nan"}},
+      {"fp8_weight_scale_inf", kCorruptFile, {kFile, kExpert, "down_proj.weight_scale", "inf"}},
+      {"fp8_input_scale_zero", kCorruptFile, {kFile, kLinear, "q_proj.input_scale", " 0"}},
+      {"fp8_input_scale_negative", kCorruptFile, {kFile, kLinear, "q_proj.input_scale", "-0.01"}},
+      {"fp8_input_scale_nan", kCorruptFile, {kFile, kLinear, "q_proj.input_scale", "nan"}},
+      {"fp8_input_scale_inf", kCorruptFile, {kFile, kLinear, "q_proj.input_scale", "inf"}},
+      {"fp8_weight_wrong_dtype",
+       kCorruptFile,
+       {kFile, kExpert, "gate_proj.weight\"", "I8", "F8_E4M3"}},
+      {"fp8_weight_e5m2", kCorruptFile, {kFile, kLinear, "q_proj.weight\"", "F8_E5M2", "F8_E4M3"}},
+      {"fp8_weight_left_in_bf16",
+       kCorruptFile,
+       {kFile, kLinear, "q_proj.weight\"", "BF16 contradicts", "W8A8"}},
+      {"fp8_weight_transposed",
+       kCorruptFile,
+       {kFile, "model.layers.0.self_attn.k_proj", "shape [64,32], expected [32,64]"}},
+      {"fp8_weight_scale_per_row", kCorruptFile, {kFile, kLinear, "q_proj.weight_scale", "[64]"}},
+      {"fp8_weight_scale_wrong_dtype",
+       kCorruptFile,
+       {kFile, kExpert, "up_proj.weight_scale", "I32", "F32"}},
+      {"fp8_input_scale_wrong_shape", kCorruptFile, {kFile, kExpert, "up_proj.input_scale", "[2]"}},
+  };
+  ExpectNamed(kNamed);
 }
 
 /// The contract's heart: an activation scale in a W4A16 file, calibrated, NaN or garbage, changes

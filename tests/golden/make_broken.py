@@ -104,6 +104,28 @@ case("st_duplicate_key",M,R,"a tensor name twice in the header",raw=dup)
 case("cfg_not_json",M,R,"config.json cut"); p=f"{O}/cfg_not_json/config.json"; s=open(p).read(); open(p,"w").write(s[:len(s)//2])
 case("index_missing_shard",M,R,"index names a shard that is not there"); d=f"{O}/index_missing_shard"; T,_=load(M); os.rename(f"{d}/model.safetensors",f"{d}/model-00001-of-00002.safetensors")
 json.dump({"metadata":{},"weight_map":{k:"model-0000%d-of-00002.safetensors"%(1+(i%2)) for i,k in enumerate(T)}},open(f"{d}/model.safetensors.index.json","w"))
+# ---- FP8: layer 0's experts and every attention of the mixed checkpoint, static scales per tensor
+F,Q="model.layers.0.mlp.experts.2.","model.layers.1.self_attn.q_proj."
+def put(name,fn):
+    def f(T): assert name in T,name; T[name]=fn(*T[name])
+    return f
+value=lambda v: lambda d,s,b:[d,s,f32(v)]
+case("fp8_weight_nan_code",X,R,"a code of an FP8 weight is 0x7f, a NaN",put(F+"up_proj.weight",lambda d,s,b:[d,s,b[:3*64+5]+b"\x7f"+b[3*64+6:]]))
+case("fp8_weight_negative_nan_code",X,R,"the last code of an FP8 linear is 0xff, a NaN",put(Q+"weight",lambda d,s,b:[d,s,b[:-1]+b"\xff"]))
+case("fp8_missing_weight_scale",X,R,"weight_scale of an FP8 expert absent",lambda T:T.pop(F+"gate_proj.weight_scale") and None)
+case("fp8_linear_missing_weight_scale",X,R,"weight_scale of an FP8 linear absent",lambda T:T.pop(Q+"weight_scale") and None)
+case("fp8_missing_input_scale",X,R,"static FP8 activations need input_scale",lambda T:T.pop(F+"down_proj.input_scale") and None)
+case("fp8_linear_missing_input_scale",X,R,"static FP8 activations of a linear need input_scale",lambda T:T.pop(Q+"input_scale") and None)
+for word,v in(("zero",0.0),("negative",-0.01),("nan",float("nan")),("inf",float("inf"))):
+    case("fp8_weight_scale_"+word,X,R,"weight_scale of an FP8 expert is "+word,put(F+"down_proj.weight_scale",value(v)))
+    case("fp8_input_scale_"+word,X,R,"static input_scale of an FP8 linear is "+word,put(Q+"input_scale",value(v)))
+case("fp8_weight_wrong_dtype",X,R,"FP8 weight labelled I8",put(F+"gate_proj.weight",lambda d,s,b:["I8",s,b]))
+case("fp8_weight_e5m2",X,R,"FP8 weight of the other FP8, E5M2",put(Q+"weight",lambda d,s,b:["F8_E5M2",s,b]))
+case("fp8_weight_left_in_bf16",X,R,"weight in BF16 where the config says FP8",put(Q+"weight",lambda d,s,b:["BF16",s,b"\0\x3f"*len(b)]))
+case("fp8_weight_transposed",X,R,"FP8 weight of shape [k,n]",put("model.layers.0.self_attn.k_proj.weight",lambda d,s,b:[d,s[::-1],b]))
+case("fp8_weight_scale_per_row",X,R,"weight_scale a row where the config says one a tensor",put(Q+"weight_scale",lambda d,s,b:[d,[64],b*64]))
+case("fp8_weight_scale_wrong_dtype",X,R,"weight_scale labelled I32",put(F+"up_proj.weight_scale",lambda d,s,b:["I32",s,b]))
+case("fp8_input_scale_wrong_shape",X,R,"input_scale with two values",put(F+"up_proj.input_scale",lambda d,s,b:[d,[2],b*2]))
 # ---- must be accepted
 def addin(vals,name):
     def f(T):
@@ -121,6 +143,10 @@ case("ok_header_padding",M,"accept","header padded with spaces, extra metadata",
 case("ok_reversed_order",M,"accept","tensor data in reverse order",order=list(load(M)[0])[::-1],same=[M,"native"])
 case("ok_no_hf_quant_config",M,"accept","only config.json's quantization_config",hq=lambda j:"delete",same=[M,"native"])
 case("ok_only_hf_quant_config",M,"accept","only hf_quant_config.json (older modelopt exports)",cfg=lambda j:j.pop("quantization_config") and None,same=[M,"native"])
+def one(T):
+    for k,v in T.items():
+        if k.endswith((".weight_scale",".input_scale")) and not v[1]: v[1]=[1]
+case("ok_fp8_scales_of_shape_1",X,"accept","FP8 scales of shape [1] instead of []",one,same=[X,"native"])
 case("ok_sharded",M,"accept","two shards and an index",same=[M,"native"]); d=f"{O}/ok_sharded"; os.remove(f"{d}/model.safetensors"); ks=list(T); wm={}
 for i in(0,1):
     part=ks[i::2]; f=f"model-0000{i+1}-of-00002.safetensors"; open(f"{d}/{f}","wb").write(blob({k:T[k] for k in part})); wm.update({k:f for k in part})
