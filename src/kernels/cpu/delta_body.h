@@ -83,10 +83,12 @@ void DeltaRows(const DeltaTokens<float>& t, float* state) {
   }
 }
 
-/// What a chunk's matrices are kept in, all of it scratch memory. Rows from the chunk's last to
-/// `padded` are zeros, also in beta, and change nothing.
+/// What a chunk's matrices are kept in, all of it scratch memory. Rows behind the chunk's n are
+/// zeros, also in beta, and change nothing.
 struct ChunkMemory {
-  int64_t padded = 0;           // rows, a multiple of 16
+  int64_t n = 0;                // tokens
+  int64_t rows = 0;             // that are computed: n rounded up to kBlockRows
+  int64_t padded = 0;           // that are there: n rounded up to 16
   int64_t k_dim = 0;            // a multiple of 16, the last ones zeros
   float *q, *k;                 // [64][k_dim]
   float* k_columns;             // [2 panels][k_dim][32]
@@ -98,9 +100,9 @@ struct ChunkMemory {
   float* states;                // [heads][panels][k_dim][32]: S^T
 
   ChunkMemory(float* p, int64_t k_size) : k_dim(k_size) {
-    const auto take = [&](int64_t n) {
+    const auto take = [&](int64_t count) {
       float* at = p;
-      p += n;
+      p += count;
       return at;
     };
     q = take(kChunk * k_dim);
@@ -196,7 +198,7 @@ inline __attribute__((always_inline)) void StoreBlock(const Wide (&sums)[kBlockR
 
 /// K K^T and Q K^T, as far right as the triangle reaches.
 void KeyProducts(const ChunkMemory& m) {
-  for (int64_t i = 0; i < m.padded; i += kBlockRows) {
+  for (int64_t i = 0; i < m.rows; i += kBlockRows) {
     const int64_t end = i / kLanes * kLanes + kLanes;  // what Weigh() reads of these rows
     for (int64_t j = 0; j < end; j += kBlockCols) {
       const float* columns = m.k_columns + j / kPanel * m.k_dim * kPanel + j % kPanel;
@@ -209,14 +211,14 @@ void KeyProducts(const ChunkMemory& m) {
   }
 }
 
-/// The gates of a value head's n tokens, and with them its triangular matrices. G is summed in
+/// The gates of a value head's tokens, and with them its triangular matrices. G is summed in
 /// double: after a strong decay, weak ones would be lost in it. Only differences of G that are <= 0
 /// meet Exp().
-float Weigh(const DeltaTokens<float>& t, int64_t n, const ChunkMemory& m) {
+float Weigh(const DeltaTokens<float>& t, const ChunkMemory& m) {
   double sums[kChunk], sum = 0;
   for (int64_t i = 0; i < m.padded; ++i) {
-    m.beta[i] = i < n ? t.beta[i * t.gate_stride] : 0;
-    sum += i < n ? static_cast<double>(t.g[i * t.gate_stride]) : 0;
+    m.beta[i] = i < m.n ? t.beta[i * t.gate_stride] : 0;
+    sum += i < m.n ? static_cast<double>(t.g[i * t.gate_stride]) : 0;
     sums[i] = sum;
     m.growth[i] = m.sums_high[i] = static_cast<float>(sum);
     m.sums_low[i] = static_cast<float>(sum - static_cast<double>(m.sums_high[i]));
@@ -228,7 +230,7 @@ float Weigh(const DeltaTokens<float>& t, int64_t n, const ChunkMemory& m) {
   }
   WideInt lane;
   for (int32_t l = 0; l < kWide; ++l) lane[l] = l;
-  for (int64_t i = 0; i < m.padded; ++i) {
+  for (int64_t i = 0; i < m.rows; ++i) {
     const int64_t end = i / kLanes * kLanes + kLanes;
     for (int64_t j = 0; j < end; j += kWide) {
       const Wide difference =
@@ -245,7 +247,7 @@ float Weigh(const DeltaTokens<float>& t, int64_t n, const ChunkMemory& m) {
 
 /// V' in place of V, by forward substitution: blocks of rows, and within a block row by row.
 void SolvePanel(const ChunkMemory& m, const float* state, int64_t col) {
-  for (int64_t i = 0; i < m.padded; i += kBlockRows) {
+  for (int64_t i = 0; i < m.rows; i += kBlockRows) {
     Wide sums[kBlockRows][kBlockWides] = {};
     MultiplyAdd(sums, m.k + i * m.k_dim, m.k_dim, 1, state + col, m.k_dim);
     float* const rows = m.v + i * kPanel + col;
@@ -273,7 +275,7 @@ void SolvePanel(const ChunkMemory& m, const float* state, int64_t col) {
 }
 
 void OutputPanel(const ChunkMemory& m, const float* state, int64_t col) {
-  for (int64_t i = 0; i < m.padded; i += kBlockRows) {
+  for (int64_t i = 0; i < m.rows; i += kBlockRows) {
     Wide sums[kBlockRows][kBlockWides] = {};
     MultiplyAdd(sums, m.q + i * m.k_dim, m.k_dim, 1, state + col, m.k_dim);
 #pragma GCC unroll 8
@@ -297,18 +299,18 @@ void UpdatePanel(const ChunkMemory& m, float decay, float* state, int64_t col) {
         sums[r][c] = decay * LoadWide(rows + r * kPanel + c * kWide);
       }
     }
-    MultiplyAdd(sums, m.k + k, 1, m.k_dim, m.v + col, m.padded);
+    MultiplyAdd(sums, m.k + k, 1, m.k_dim, m.v + col, m.n);
     StoreBlock(sums, rows, kPanel);
   }
 }
 
-/// n tokens of one value head, whose gates Weigh() has seen, through `cols` columns of the state.
-void RunPanel(const ChunkMemory& m, const DeltaTokens<float>& t, int64_t n, int64_t cols,
-              float decay, float* state) {
-  CopyPadded(t.v, t.qkv_stride, n, cols, m.v, m.padded, kPanel);
+/// A value head whose gates Weigh() has seen, through `cols` columns of its state.
+void RunPanel(const ChunkMemory& m, const DeltaTokens<float>& t, int64_t cols, float decay,
+              float* state) {
+  CopyPadded(t.v, t.qkv_stride, m.n, cols, m.v, m.padded, kPanel);
   for (int64_t col = 0; col < kPanel; col += kBlockCols) SolvePanel(m, state, col);
   for (int64_t col = 0; col < kPanel; col += kBlockCols) OutputPanel(m, state, col);
-  for (int64_t i = 0; i < n; ++i) {
+  for (int64_t i = 0; i < m.n; ++i) {
     __builtin_memcpy(t.o + i * t.o_stride, m.o + i * kPanel, cols * sizeof(float));
     for (int64_t c = 0; c < kPanel; c += kWide) {
       float* const p = m.v + i * kPanel + c;
@@ -351,6 +353,8 @@ void DeltaStore(const DeltaTokens<float>& t, int64_t heads, float* scratch, floa
 
 void DeltaChunk(const DeltaTokens<float>& t, int64_t heads, float* scratch) {
   ChunkMemory m(scratch, RoundUpTo(t.k_dim, kLanes));
+  m.n = t.n;
+  m.rows = RoundUpTo(t.n, kBlockRows);
   m.padded = RoundUpTo(t.n, kLanes);
   CopyPadded(t.q, t.qkv_stride, t.n, t.k_dim, m.q, m.padded, m.k_dim);
   CopyPadded(t.k, t.qkv_stride, t.n, t.k_dim, m.k, m.padded, m.k_dim);
@@ -364,12 +368,12 @@ void DeltaChunk(const DeltaTokens<float>& t, int64_t heads, float* scratch) {
     DeltaTokens<float> head = t;
     head.g += h;
     head.beta += h;
-    const float decay = Weigh(head, t.n, m);
+    const float decay = Weigh(head, m);
     for (int64_t col = 0; col < t.v_dim; col += kPanel, state += m.k_dim * kPanel) {
       head.v = t.v + h * t.v_dim + col;
       head.o = t.o + h * t.v_dim + col;
       const int64_t left = t.v_dim - col;
-      RunPanel(m, head, t.n, left < kPanel ? left : kPanel, decay, state);
+      RunPanel(m, head, left < kPanel ? left : kPanel, decay, state);
     }
   }
 }

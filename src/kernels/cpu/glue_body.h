@@ -287,8 +287,11 @@ void AddGated(float* y, const float* x, float gate, int64_t n) {
   for (; i < n; ++i) y[i] += sigmoid[0] * x[i];
 }
 
-void ConvSilu(const float* const* rows, int64_t first, int64_t n, const float* w, int64_t channels,
-              int64_t taps, float* out) {
+/// A convolution of kTaps; 0: of any number.
+template <int kTaps>
+inline void ConvSiluOf(const float* const* rows, int64_t first, int64_t n, const float* w,
+                       int64_t channels, int64_t any_taps, float* out) {
+  const int64_t taps = kTaps ? kTaps : any_taps;
   w += first;
   int64_t i = 0;
   for (; i + kWide <= n; i += kWide) {
@@ -304,6 +307,12 @@ void ConvSilu(const float* const* rows, int64_t first, int64_t n, const float* w
     const Wide v = Silu(Wide{} + sum);
     out[i] = v[0];
   }
+}
+
+void ConvSilu(const float* const* rows, int64_t first, int64_t n, const float* w, int64_t channels,
+              int64_t taps, float* out) {
+  if (taps == 4) return ConvSiluOf<4>(rows, first, n, w, channels, taps, out);
+  ConvSiluOf<0>(rows, first, n, w, channels, taps, out);
 }
 
 void UnitLength(float* x, int64_t n, float scale) {
