@@ -2,10 +2,12 @@
 // every ISA of this machine at the shape of Qwen3.5-35B: 16 key heads and 32 value heads of 128.
 // "operator" is HostDelta as a model calls it, layer after layer; the others are its parts.
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <random>
 
+#include "base/arena.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/host_delta.h"
 #include "timing.h"
@@ -34,8 +36,11 @@ constexpr double kFlopPerToken = 7.0 * 32 * 128 * 128;
 void BenchOperator(CpuIsa isa, ThreadPool& pool, DeltaForm form) {
   const auto conv = Normal(kShape.taps * kShape.channels(), 0.5f),
              heads = Normal(kShape.v_heads, 1), norm = Normal(kShape.v_dim, 1),
-             in = Normal(512 * kShape.in_width(), 1);
-  std::vector<float> out(512 * kShape.out_width());
+             numbers = Normal(512 * kShape.in_width(), 1);
+  auto memory = HugeBuffer::Allocate(512 * (kShape.in_width() + kShape.out_width()) * 4);
+  if (!memory) std::exit(1);
+  auto* const in = reinterpret_cast<float*>(memory->data());
+  float* const out = std::copy(numbers.begin(), numbers.end(), in);
   const DeltaParameters parameters{View(conv), View(heads), View(heads), View(norm)};
   HostDelta delta(form, cpu::GlueFor(isa), pool);
   if (!delta.Allocate({kLayers, 1, 8, kShape})) std::exit(1);
@@ -46,8 +51,7 @@ void BenchOperator(CpuIsa isa, ThreadPool& pool, DeltaForm form) {
            pool.threads(), rows <= 8 ? 301 : 61, kFlopPerToken * static_cast<double>(rows),
            "GFLOP/s", [&](int round) {
              position += round % kLayers == 0;
-             delta.Run(round % kLayers, {0, 0, rows, position, false}, parameters, in.data(),
-                       out.data());
+             delta.Run(round % kLayers, {0, 0, rows, position, false}, parameters, in, out);
            });
   }
 }
