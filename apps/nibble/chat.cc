@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <utility>
 
 #include "generation.h"
 
@@ -135,18 +136,33 @@ struct Totals {
 
 enum class Input : uint8_t { kText, kEnd, kInterrupted };
 
-Input ReadLine(std::string* line) {
-  line->clear();
-  for (int c; (c = std::getc(stdin)) != EOF;) {
-    if (c == '\n') return Input::kText;
-    line->push_back(static_cast<char>(c));
+/// Lines of standard input.
+class LineReader {
+ public:
+  /// The last line needs no end. An interrupted line is forgotten.
+  Input Next(std::string* line) {
+    size_t end;
+    while ((end = buffer_.find('\n')) == std::string::npos) {
+      if (!WaitForInput()) {
+        buffer_.clear();
+        return Input::kInterrupted;
+      }
+      char bytes[4096];
+      const ssize_t n = read(STDIN_FILENO, bytes, sizeof bytes);
+      if (n <= 0) {
+        *line = std::exchange(buffer_, {});
+        return line->empty() ? Input::kEnd : Input::kText;
+      }
+      buffer_.append(bytes, static_cast<size_t>(n));
+    }
+    *line = buffer_.substr(0, end);
+    buffer_.erase(0, end + 1);
+    return Input::kText;
   }
-  if (Interrupted()) {
-    std::clearerr(stdin);
-    return Input::kInterrupted;
-  }
-  return line->empty() ? Input::kEnd : Input::kText;
-}
+
+ private:
+  std::string buffer_;  // read, and not yet given
+};
 
 /// For people; a pipe that is read by a program sees none of it on stdout.
 void Note(std::string_view text) {
@@ -201,11 +217,11 @@ class Chat {
   }
 
  private:
-  Input ReadMessage(std::string* message) const {
+  Input ReadMessage(std::string* message) {
     message->clear();
     for (std::string line;;) {
       if (terminal_) fmt::print(stderr, "{}", message->empty() ? "> " : "… ");
-      const Input input = ReadLine(&line);
+      const Input input = lines_.Next(&line);
       if (input == Input::kInterrupted) return input;
       if (input == Input::kEnd) return message->empty() ? input : Input::kText;
       const bool goes_on = !line.empty() && line.back() == '\\';
@@ -300,6 +316,7 @@ class Chat {
   engine::Request request_;
   Conversation conversation_;
   Totals totals_;
+  LineReader lines_;
   const bool terminal_ = isatty(STDIN_FILENO) != 0;
 };
 

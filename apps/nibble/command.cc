@@ -1,9 +1,12 @@
 #include "command.h"
 
 #include <fmt/format.h>
+#include <poll.h>
+#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
 #include <charconv>
 #include <chrono>
 #include <csignal>
@@ -18,10 +21,20 @@ double Now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-/// Once: a second Ctrl-C ends the process. A read that waits is interrupted too.
+/// Readable from a Ctrl-C on. A flag alone is missed by a read that begins just after it was set.
+int interrupt_event = -1;
+
+/// Once: a second Ctrl-C ends the process.
 bool CatchInterrupt() {
+  if (interrupt_event < 0) interrupt_event = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
   struct sigaction action {};
-  action.sa_handler = [](int) { interrupted = true; };
+  action.sa_handler = [](int) {
+    const int saved = errno;
+    interrupted = true;
+    const uint64_t one = 1;
+    [[maybe_unused]] const ssize_t written = write(interrupt_event, &one, sizeof one);
+    errno = saved;
+  };
   action.sa_flags = static_cast<int>(SA_RESETHAND);
   return sigaction(SIGINT, &action, nullptr) == 0;
 }
@@ -42,6 +55,16 @@ bool Interrupted() {
 void ForgetInterrupt() {
   interrupted = false;
   CatchInterrupt();
+  uint64_t count = 0;
+  [[maybe_unused]] const ssize_t taken = read(interrupt_event, &count, sizeof count);
+}
+
+bool WaitForInput() {
+  while (!Interrupted()) {
+    pollfd events[] = {{STDIN_FILENO, POLLIN, 0}, {interrupt_event, POLLIN, 0}};
+    if (poll(events, 2, -1) > 0 && events[0].revents != 0) return true;
+  }
+  return false;
 }
 
 void ModelOptions::AddTo(CLI::App& app) {

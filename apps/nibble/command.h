@@ -64,6 +64,8 @@ std::string SpeculationText(const engine::SpeculationStats& stats);
 bool Interrupted();
 /// For verbs that go on after a Ctrl-C: forgets it, and catches the next.
 void ForgetInterrupt();
+/// Waits until standard input has something to read, or its end; false where Ctrl-C comes first.
+bool WaitForInput();
 
 /// Whether stderr is a terminal that can overwrite and colour.
 bool ToTerminal();
