@@ -17,9 +17,10 @@ enum class DeltaForm {
   kFastest,    // the same for few rows, and for tentative ones; chunks for a prompt's
 };
 
-/// Gated DeltaNet on a host, with the states of all layers and slots. Tentative rows change nothing: their inputs are logged, and
-/// those that stay are run again before the slot's next rows. So taking rows back costs nothing, and
-/// what stays is bit for bit what it would have been without them.
+/// Gated DeltaNet on a host, with the states of all layers and slots. Tentative rows change nothing:
+/// their inputs are logged, and those that stay are run again before the slot's next rows. So taking
+/// rows back costs nothing, and what stays is bit for bit what it would have been without them.
+/// The number of threads never changes a bit.
 class HostDelta {
  public:
   HostDelta(DeltaForm form, const cpu::GlueKernels& glue, ThreadPool& pool)
