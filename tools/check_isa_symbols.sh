@@ -11,11 +11,11 @@ for object in "$@"; do
   # Harmless: the address of the exception personality, and what sanitizers add to every object.
   symbols=$("$nm" -C --defined-only --extern-only "$object" |
     grep -v -e ' DW\.ref\.' -e '__asan' -e '__ubsan' -e '__tsan' -e '__odr_asan' || true)
-  others=$(printf '%s\n' "$symbols" | grep -v ' [DR] nibble::kernels::cpu::kAvx[0-9a-zA-Z]*Kernels$' || true)
+  others=$(printf '%s\n' "$symbols" | grep -v ' [DR] nibble::kernels::cpu::k\(Glue\)\?Avx[0-9a-zA-Z]*$' || true)
   if [ -n "$others" ]; then
     printf '%s: symbols that may leave it:\n%s\n' "$object" "$others" >&2
     bad=1
   fi
-  printf '%s\n' "$symbols" | grep -q 'Kernels$' || { echo "$object: no table of kernels" >&2; bad=1; }
+  printf '%s\n' "$symbols" | grep -q '::k\(Glue\)\?Avx' || { echo "$object: no table of kernels" >&2; bad=1; }
 done
 exit $bad
