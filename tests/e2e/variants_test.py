@@ -4,6 +4,7 @@
 Each variant is derived from a tiny genuine checkpoint so that it must compute what another one does: experts stacked or one by
 one, head tied or equal to the embedding, a dense layer or a single expert, old and new spellings of a config field.
 Standard library alone."""
+import bisect
 import json
 import math
 import os
@@ -354,6 +355,91 @@ class Variants(unittest.TestCase):
                 other.tensors[key] = (dtype, shape, data)
         for flags in ((), ("--moe-backend", "reference")):
             self.assertClose(self.logits(other, *flags), self.logits(modelopt, *flags), 2e-6 if flags else 5e-3)
+
+
+DATA = os.environ.get("NIBBLE_TEST_DATA")
+E2M1 = (0, 0.5, 1, 1.5, 2, 3, 4, 6)
+E4M3 = [m / 512 if e == 0 else (8 + m) * 2.0 ** (e - 10) for e in range(16) for m in range(8)][:127]
+
+
+def nearest(table, value):
+    i = min(max(bisect.bisect_left(table, value), 1), len(table) - 1)
+    return i - (value - table[i - 1] < table[i] - value)
+
+
+def quantize_nvfp4(values, scale_2):
+    """Codes and block scales of values whose weight_scale_2 is given."""
+    codes, scales = bytearray(), bytearray()
+    for at in range(0, len(values), 16):
+        block = values[at : at + 16]
+        scale = nearest(E4M3, max(map(abs, block)) / 6 / scale_2)
+        factor = 1 / (E4M3[scale] * scale_2) if scale else 0
+        nibbles = [nearest(E2M1, abs(v) * factor) | (8 if v < 0 else 0) for v in block]
+        codes += bytes(low | high << 4 for low, high in zip(nibbles[::2], nibbles[1::2]))
+        scales.append(scale)
+    return bytes(codes), bytes(scales)
+
+
+@unittest.skipUnless(DATA, "NIBBLE_TEST_DATA is not set: a trained MTP module's variants are skipped")
+class MtpVariants(unittest.TestCase):
+    """The MTP module's experts as other exporters leave them: one by one, and in four bits."""
+
+    EXPERTS = "mtp.layers.0.mlp.experts."
+
+    def setUp(self):
+        self.folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, self.folder)
+
+    def load(self):
+        checkpoint = Checkpoint(os.path.join(DATA, "checkpoints", "qwen3.6-moe-mini-modelopt-W4A16_NVFP4"))
+        checkpoint.drop_hf_quant_config = True
+        return checkpoint
+
+    def run_json(self, checkpoint, name):
+        folder = checkpoint.write(os.path.join(self.folder, name))
+        done = subprocess.run([NIBBLE, "run", folder, "--prompt-ids", PROMPT, "-n", "96", "--temperature", "0", "--ignore-eos",
+                               "--batch-invariant", "--spec", "mtp:3", "--json"], capture_output=True, timeout=120)
+        self.assertEqual(done.returncode, 0, done.stderr.decode())
+        return json.loads(done.stdout)
+
+    def split(self, checkpoint):
+        """Takes the stacked experts out: name -> (rows, columns, bytes), expert by expert."""
+        parts = {}
+        for name, halves in (("gate_up_proj", ("gate_proj", "up_proj")), ("down_proj", ("down_proj",))):
+            _, (experts, rows, columns), data = checkpoint.tensors.pop(self.EXPERTS + name)
+            rows //= len(halves)
+            size = rows * columns * 2
+            for index in range(experts * len(halves)):
+                expert, half = divmod(index, len(halves))
+                parts[f"{self.EXPERTS}{expert}.{halves[half]}"] = (rows, columns, data[index * size : (index + 1) * size])
+        return parts
+
+    def test_one_by_one_equals_stacked(self):
+        stacked, single = self.load(), self.load()
+        for name, (rows, columns, data) in self.split(single).items():
+            single.tensors[name + ".weight"] = ("BF16", [rows, columns], data)
+        a, b = self.run_json(stacked, "stacked"), self.run_json(single, "single")
+        self.assertEqual(a["ids"], b["ids"])
+        self.assertEqual(a["speculation"], b["speculation"])
+        self.assertGreater(a["speculation"]["mean_acceptance_length"], 2)
+
+    def test_in_four_bits_drafts_hardly_less_and_changes_no_token(self):
+        plain, quantized = self.load(), self.load()
+        ignore = quantized.config["quantization_config"]["ignore"]
+        ignore.remove("mtp.layers.0*")
+        ignore += ["mtp.layers.0.self_attn*", "mtp.layers.0.mlp.gate", "mtp.layers.0.mlp.shared_expert*"]
+        for name, (rows, columns, data) in self.split(quantized).items():
+            values = [struct.unpack("<f", b"\0\0" + data[i : i + 2])[0] for i in range(0, len(data), 2)]
+            scale_2 = max(map(abs, values)) / (6 * 448)
+            codes, scales = quantize_nvfp4(values, scale_2)
+            quantized.tensors[name + ".weight"] = ("U8", [rows, columns // 2], codes)
+            quantized.tensors[name + ".weight_scale"] = ("F8_E4M3", [rows, columns // 16], scales)
+            quantized.tensors[name + ".weight_scale_2"] = ("F32", [], struct.pack("<f", scale_2))
+        a, b = self.run_json(plain, "plain"), self.run_json(quantized, "quantized")
+        self.assertEqual(a["ids"], b["ids"])
+        lengths = [r["speculation"]["mean_acceptance_length"] for r in (a, b)]
+        print(f"mean acceptance length: MTP experts in BF16 {lengths[0]:.2f}, in NVFP4 {lengths[1]:.2f}")
+        self.assertGreater(lengths[1], 0.8 * lengths[0])
 
 
 if __name__ == "__main__":
