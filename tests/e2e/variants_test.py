@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""variants_test.py NIBBLE SOURCE_DIR: spellings and shapes of Qwen3-MoE that the genuine checkpoints do not have.
+"""variants_test.py NIBBLE SOURCE_DIR: spellings and shapes that the genuine checkpoints do not have.
 
-Each variant is derived from a tiny genuine checkpoint so that it must compute what another one does: experts stacked or one by
-one, head tied or equal to the embedding, a dense layer or a single expert, old and new spellings of a config field.
+Each variant is derived from a genuine checkpoint (a tiny one; of MTP modules, one that NIBBLE_TEST_DATA leads to) so that it must compute what another one does: experts stacked or one by
+one, head tied or equal to the embedding, a dense layer or a single expert, old and new spellings of a config field, an MTP module in
+four bits.
 Standard library alone."""
 import bisect
 import json
