@@ -22,7 +22,8 @@ TEST(MemoryUse, CountsWhatIsTouched) {
   *buffer = HugeBuffer();
   const MemoryUse after = ReadMemoryUse();
   EXPECT_LE(after.anonymous, with.anonymous - kBytes * 9 / 10);
-  EXPECT_GE(after.peak_resident, with.peak_resident);
+  // The kernel counts pages by core and adds them up late: a peak may be told some pages lower.
+  EXPECT_GE(after.peak_resident + (size_t{4} << 20), with.peak_resident);
 }
 
 }  // namespace

@@ -147,9 +147,9 @@ Checkpoint Checkpoint::FromParts(CheckpointParts parts) {
   const auto by_name = [](const TensorInfo& a, const TensorInfo& b) { return a.name < b.name; };
   std::sort(out.tensors_.begin(), out.tensors_.end(), by_name);
   const auto same = [](const TensorInfo& a, const TensorInfo& b) { return a.name == b.name; };
-  NIBBLE_CHECK(std::adjacent_find(out.tensors_.begin(), out.tensors_.end(), same) ==
-                   out.tensors_.end(),
-               "two tensors in memory of one name");
+  NIBBLE_CHECK(
+      std::adjacent_find(out.tensors_.begin(), out.tensors_.end(), same) == out.tensors_.end(),
+      "two tensors in memory of one name");
   return out;
 }
 

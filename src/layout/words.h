@@ -32,7 +32,7 @@ enum class Activation : uint8_t {
   kSitu,
 };
 
-std::string_view NameOf(SourceFormat format);            // "none", "modelopt", "compressed_tensors", "fp8"
+std::string_view NameOf(SourceFormat format);  // "none", "modelopt", "compressed_tensors", "fp8"
 std::string_view NameOf(ActivationPrecision precision);  // "bf16", "fp8", "fp4"
 std::string_view NameOf(Backend backend);                // "REFERENCE", "CPU", "MARLIN", …
 std::string_view NameOf(Activation activation);          // "silu", "swigluoai", …
