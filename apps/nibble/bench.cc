@@ -19,9 +19,10 @@ struct Arguments {
   ModelOptions model;
   SynthOptions synth;
   std::string synthetic;  // directory of configs
-  std::vector<std::string> prompts, generated, pairs;
+  std::vector<std::string> prompts, generated, pairs, depths;
   std::string threads, output = "md";
   int repetitions = 5;
+  bool profile = false;
 };
 
 /// The most that the process held of its own, looked at now and then.
@@ -107,11 +108,14 @@ std::vector<int32_t> PromptOf(int64_t length, int vocab) {
   return ids;
 }
 
-Result<BenchResult> Measure(engine::Engine& engine, const BenchTest& test, int repetitions) {
+Result<BenchResult> Measure(engine::Engine& engine, const BenchTest& test, int repetitions,
+                            bool profile) {
   BenchResult result;
   result.test = test;
   engine::Request request;
-  request.prompt = PromptOf(std::max<int64_t>(test.prompt, 1), engine.plan().model.vocab);
+  request.profile = profile;
+  request.prompt =
+      PromptOf(std::max<int64_t>(test.prompt + test.depth, 1), engine.plan().model.vocab);
   request.max_tokens = test.generated + 1;  // the prompt's own pass gives the first
   request.ignore_eos = true;
   request.sampling.temperature = 0;
@@ -122,8 +126,10 @@ Result<BenchResult> Measure(engine::Engine& engine, const BenchTest& test, int r
                  request.max_tokens);
     }
     if (i < 0) continue;
-    result.seconds.push_back((test.prompt > 0 ? c.timings.prompt_seconds : 0) +
-                             (test.generated > 0 ? c.timings.decode_seconds : 0));
+    result.seconds.push_back(0);
+    result.cpu_seconds.push_back(0);
+    if (test.prompt > 0) result.Add(c.timings.prompt);
+    if (test.generated > 0) result.Add(c.timings.decode);
     result.speculation.draft_tokens = c.speculation.draft_tokens;
     auto& rounds = result.speculation.rounds;
     rounds.insert(rounds.end(), c.speculation.rounds.begin(), c.speculation.rounds.end());
@@ -137,7 +143,7 @@ Result<void> BenchThreads(const Arguments& a, const std::vector<BenchTest>& test
   options.threads = threads;
   int64_t longest = 0;
   for (const BenchTest& test : tests)
-    longest = std::max(longest, std::max<int64_t>(test.prompt, 1) + test.generated);
+    longest = std::max(longest, std::max<int64_t>(test.prompt + test.depth, 1) + test.generated);
   if (options.wishes.context == 0) options.wishes.context = longest + 1;
   // Before the model is there: it needs half a GiB, which shall not count as the model's.
   const double bandwidth = [&] {
@@ -150,7 +156,7 @@ Result<void> BenchThreads(const Arguments& a, const std::vector<BenchTest>& test
   BenchModel model = Describe(a, *engine);
   model.bandwidth = bandwidth;
   for (const BenchTest& test : tests) {
-    NIBBLE_TRY(const BenchResult result, Measure(*engine, test, a.repetitions));
+    NIBBLE_TRY(const BenchResult result, Measure(*engine, test, a.repetitions, a.profile));
     memory.Look();
     model.peak_anonymous = memory.peak();
     model.peak_resident = ReadMemoryUse().peak_resident;
@@ -162,7 +168,7 @@ Result<void> BenchThreads(const Arguments& a, const std::vector<BenchTest>& test
 
 Result<void> Bench(const Arguments& a) {
   NIBBLE_TRY(const BenchFormat format, ParseBenchFormat(a.model.json ? "json" : a.output));
-  NIBBLE_TRY(const auto tests, ParseBenchTests(a.prompts, a.generated, a.pairs));
+  NIBBLE_TRY(const auto tests, ParseBenchTests(a.prompts, a.generated, a.pairs, a.depths));
   std::vector<int64_t> threads = {0};
   if (!a.threads.empty()) {
     NIBBLE_TRY(threads, ParseNumbers(a.threads, 0, 1024));
@@ -192,11 +198,14 @@ Verb AddBench(CLI::App& app) {
       ->default_val("512");
   list("-n,--n-gen", &a->generated, "numbers of tokens to decode, in the same words")
       ->default_val("128");
+  list("-d,--n-depth", &a->depths, "tokens in the cache before those of -n, in the same words")
+      ->default_val("0");
   list("--pg", &a->pairs, "-pg 512,128: a prompt and tokens after it, as one figure");
   app.add_option("-t,--threads", a->threads,
                  "threads, in the same words (default: one a physical core)");
   app.add_option("-r,--repetitions", a->repetitions, "times that each row is measured")
       ->check(CLI::Range(1, 1000));
+  app.add_flag("--profile", a->profile, "where the time goes, operator by operator");
   app.add_option("-o,--output", a->output, "md, csv, json or jsonl");
   app.add_option("--synthetic", a->synthetic,
                  "instead of a checkpoint: random weights in memory, of this directory's configs "

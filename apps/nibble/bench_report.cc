@@ -22,12 +22,23 @@ Json JsonOr(const std::optional<T>& value) {
   return value ? Json(*value) : Json();
 }
 
+double Median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const size_t half = values.size() / 2;
+  return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
+}
+
 /// Everything of a row, in the words of llama-bench where it has them.
 Json::Object Fields(const BenchModel& m, const BenchResult& r) {
-  Json::Array nanoseconds, rates;
+  Json::Array nanoseconds, rates, cpu_nanoseconds, operators;
   for (size_t i = 0; i < r.seconds.size(); ++i) {
     nanoseconds.emplace_back(static_cast<int64_t>(std::llround(1e9 * r.seconds[i])));
     rates.emplace_back(r.Rate(i));
+    cpu_nanoseconds.emplace_back(static_cast<int64_t>(std::llround(1e9 * r.cpu_seconds[i])));
+  }
+  for (const kernels::OperatorTime& t : r.operators) {
+    operators.emplace_back(
+        Json::Object{{"name", t.name}, {"calls", t.calls}, {"seconds", t.seconds}});
   }
   const auto throughput = r.Throughput(m);
   std::optional<double> gigabytes, share;
@@ -45,9 +56,11 @@ Json::Object Fields(const BenchModel& m, const BenchResult& r) {
           {"test", r.test.Name()},
           {"n_prompt", r.test.prompt},
           {"n_gen", r.test.generated},
+          {"n_depth", r.test.depth},
           {"avg_ts", r.MeanRate()},
           {"stddev_ts", r.RateDeviation()},
           {"median_ts", r.MedianRate()},
+          {"median_cpu_s", r.MedianCpuSeconds()},
           {"bytes_per_token", m.per_token},
           {"gb_per_s", JsonOr(gigabytes)},
           {"read_gb_per_s", m.bandwidth * 1e-9},
@@ -59,7 +72,9 @@ Json::Object Fields(const BenchModel& m, const BenchResult& r) {
           {"peak_anonymous_bytes", m.peak_anonymous},
           {"peak_resident_bytes", m.peak_resident},
           {"samples_ns", std::move(nanoseconds)},
-          {"samples_ts", std::move(rates)}};
+          {"samples_cpu_ns", std::move(cpu_nanoseconds)},
+          {"samples_ts", std::move(rates)},
+          {"operators", std::move(operators)}};
 }
 
 /// A field of RFC 4180.
@@ -102,9 +117,24 @@ double BenchResult::RateDeviation() const {
 double BenchResult::MedianRate() const {
   std::vector<double> rates;
   for (size_t i = 0; i < seconds.size(); ++i) rates.push_back(Rate(i));
-  std::sort(rates.begin(), rates.end());
-  const size_t half = rates.size() / 2;
-  return rates.size() % 2 == 1 ? rates[half] : (rates[half - 1] + rates[half]) / 2;
+  return Median(std::move(rates));
+}
+
+double BenchResult::MedianCpuSeconds() const { return Median(cpu_seconds); }
+
+void BenchResult::Add(const engine::PhaseTime& phase) {
+  seconds.back() += phase.seconds;
+  cpu_seconds.back() += phase.cpu_seconds;
+  for (const kernels::OperatorTime& t : phase.operators) {
+    const auto same = [&](const kernels::OperatorTime& o) { return o.name == t.name; };
+    const auto at = std::find_if(operators.begin(), operators.end(), same);
+    if (at == operators.end()) {
+      operators.push_back(t);
+    } else {
+      at->calls += t.calls;
+      at->seconds += t.seconds;
+    }
+  }
 }
 
 std::optional<double> BenchResult::AcceptanceLength() const {
@@ -172,7 +202,29 @@ void BenchReport::MarkdownRow(const BenchModel& m, const BenchResult& r) {
   } else {
     fmt::print("{:>8} | {:>6} | {:>7} |\n", "", "", "");
   }
+  if (!r.operators.empty()) profiled_.push_back(r);
   std::fflush(stdout);
+}
+
+/// Where a row's time went, the longest first.
+void BenchReport::ProfileTable(const BenchResult& r) {
+  std::vector<kernels::OperatorTime> operators = r.operators;
+  double rest = std::accumulate(r.seconds.begin(), r.seconds.end(), 0.0);
+  const double total = rest;
+  for (const kernels::OperatorTime& t : operators) rest -= t.seconds;
+  operators.push_back({"between them", 0, rest});
+  std::sort(operators.begin(), operators.end(),
+            [](const auto& a, const auto& b) { return a.seconds > b.seconds; });
+  const double tokens = static_cast<double>(r.tokens()) * static_cast<double>(r.seconds.size());
+  fmt::print("\n{}: {:.1f} us a token\n\n| {:<24} | us a token |  share | us a call |\n",
+             r.test.Name(), 1e6 * total / tokens, "operator");
+  fmt::print("| {:-<24} | ---------: | -----: | --------: |\n", "");
+  for (const kernels::OperatorTime& t : operators) {
+    const auto calls = static_cast<double>(t.calls);
+    fmt::print("| {:<24} | {:>10.2f} | {:>4.1f} % | {:>9} |\n", t.name, 1e6 * t.seconds / tokens,
+               100 * t.seconds / total,
+               t.calls > 0 ? fmt::format("{:.1f}", 1e6 * t.seconds / calls) : "");
+  }
 }
 
 void BenchReport::CsvRow(const Json::Object& fields) {
@@ -195,6 +247,9 @@ void BenchReport::Footer(const BenchModel& m) {
       m.threads, m.bandwidth * 1e-9, m.load_seconds, Size(m.bytes), Size(m.packed),
       Size(m.peak_anonymous), static_cast<double>(m.peak_anonymous) / static_cast<double>(m.bytes),
       Size(m.peak_resident));
+  for (const BenchResult& r : profiled_) ProfileTable(r);
+  if (!profiled_.empty()) fmt::print("\n");
+  profiled_.clear();
   first_ = true;
 }
 

@@ -29,14 +29,18 @@ struct BenchModel {
 /// One row's repetitions.
 struct BenchResult {
   BenchTest test;
-  std::vector<double> seconds;  // each
+  std::vector<double> seconds, cpu_seconds;      // each
+  std::vector<kernels::OperatorTime> operators;  // of all repetitions; empty unless profiled
   engine::SpeculationStats speculation;
 
+  /// Adds a stretch to the last repetition.
+  void Add(const engine::PhaseTime& phase);
   int64_t tokens() const { return test.prompt + test.generated; }
   double Rate(size_t i) const { return static_cast<double>(tokens()) / seconds[i]; }
   double MeanRate() const;
   double RateDeviation() const;  // of the sample: 0 for one repetition
   double MedianRate() const;
+  double MedianCpuSeconds() const;
   /// Tokens a round where drafts were made.
   std::optional<double> AcceptanceLength() const;
   /// Bytes of weights a second, and their share of the bandwidth: only where every token reads them
@@ -61,10 +65,12 @@ class BenchReport {
  private:
   void MarkdownRow(const BenchModel& model, const BenchResult& result);
   void CsvRow(const Json::Object& fields);
+  void ProfileTable(const BenchResult& result);
 
   BenchFormat format_;
   bool first_ = true;
   Json::Array rows_;
+  std::vector<BenchResult> profiled_;  // rows of the table that is being printed
 };
 
 }  // namespace nibble::app

@@ -51,6 +51,7 @@ std::optional<Range> ParseRange(std::string_view text) {
 
 std::string BenchTest::Name() const {
   if (generated == 0) return fmt::format("pp{}", prompt);
+  if (prompt == 0 && depth > 0) return fmt::format("tg{} @ d{}", generated, depth);
   if (prompt == 0) return fmt::format("tg{}", generated);
   return fmt::format("pp{}+tg{}", prompt, generated);
 }
@@ -84,25 +85,34 @@ Result<std::vector<int64_t>> ParseNumbers(std::string_view text, int64_t min, in
 
 Result<std::vector<BenchTest>> ParseBenchTests(const std::vector<std::string>& prompts,
                                                const std::vector<std::string>& generated,
-                                               const std::vector<std::string>& pairs) {
+                                               const std::vector<std::string>& pairs,
+                                               const std::vector<std::string>& depths) {
+  std::vector<int64_t> before;
+  for (const std::string& text : depths) {
+    NIBBLE_TRY(const auto counts, ParseNumbers(text, 0, kMostTokens));
+    before.insert(before.end(), counts.begin(), counts.end());
+  }
+  if (before.empty()) before = {0};
   std::vector<BenchTest> tests;
   const auto add = [&](BenchTest test) {
-    if (test != BenchTest{}) tests.push_back(test);
+    if (test.prompt + test.generated > 0) tests.push_back(test);
   };
   for (const std::string& text : prompts) {
     NIBBLE_TRY(const auto counts, ParseNumbers(text, 0, kMostTokens));
-    for (const int64_t n : counts) add({n, 0});
+    for (const int64_t n : counts) add({n, 0, 0});
   }
   for (const std::string& text : generated) {
     NIBBLE_TRY(const auto counts, ParseNumbers(text, 0, kMostTokens));
-    for (const int64_t n : counts) add({0, n});
+    for (const int64_t n : counts) {
+      for (const int64_t depth : before) add({0, n, depth});
+    }
   }
   for (const std::string& text : pairs) {
     NIBBLE_TRY(const auto counts, ParseNumbers(text, 0, kMostTokens));
     if (counts.size() != 2 || text.find('-') != text.npos) {
       return Err(ErrorCode::kInvalidArgument, "-pg {}; expected a pair, as 512,128", Quoted(text));
     }
-    add({counts[0], counts[1]});
+    add({counts[0], counts[1], 0});
   }
   if (tests.empty())
     return Err(ErrorCode::kInvalidArgument, "no test is asked for; give -p, -n or -pg");

@@ -9,11 +9,12 @@
 
 namespace nibble::app {
 
-/// One row of a benchmark: `prompt` tokens at once, then `generated` one after the other.
+/// One row of a benchmark: `prompt` tokens at once, then `generated` one after the other. Before
+/// what is timed, `depth` tokens are in the cache: only where there is no prompt.
 struct BenchTest {
-  int64_t prompt = 0, generated = 0;
+  int64_t prompt = 0, generated = 0, depth = 0;
 
-  /// "pp512", "tg128", "pp512+tg128"
+  /// "pp512", "tg128", "tg128 @ d8192", "pp512+tg128"
   std::string Name() const;
   bool operator==(const BenchTest&) const = default;
 };
@@ -23,11 +24,12 @@ struct BenchTest {
 /// errors  kInvalidArgument naming what is no number or range, or outside [min, max]
 Result<std::vector<int64_t>> ParseNumbers(std::string_view text, int64_t min, int64_t max);
 
-/// The rows that -p, -n and -pg ask for, in that order. Each is as given, one text an occurrence; a
+/// The rows that -p, -n (each at every depth of -d) and -pg ask for, in that order. Each is as given, one text an occurrence; a
 /// pair is "512,128". A zero asks for nothing.
 /// errors  as above; kInvalidArgument where nothing is asked for
 Result<std::vector<BenchTest>> ParseBenchTests(const std::vector<std::string>& prompts,
                                                const std::vector<std::string>& generated,
-                                               const std::vector<std::string>& pairs);
+                                               const std::vector<std::string>& pairs,
+                                               const std::vector<std::string>& depths);
 
 }  // namespace nibble::app

@@ -45,19 +45,30 @@ TEST(BenchTests, WhatIsNoRangeIsRefused) {
 }
 
 TEST(BenchTests, RowsInOrder) {
-  const auto tests = ParseBenchTests({"512,64", "32"}, {"128"}, {"256,16", "8,0"});
+  const auto tests = ParseBenchTests({"512,64", "32"}, {"128"}, {"256,16", "8,0"}, {"0"});
   ASSERT_TRUE(tests.ok());
-  const std::vector<BenchTest> expected = {{512, 0}, {64, 0}, {32, 0}, {0, 128}, {256, 16}, {8, 0}};
+  const std::vector<BenchTest> expected = {{512, 0, 0}, {64, 0, 0},   {32, 0, 0},
+                                           {0, 128, 0}, {256, 16, 0}, {8, 0, 0}};
   EXPECT_EQ(*tests, expected);
 }
 
-TEST(BenchTests, ZeroAsksForNothing) {
-  const auto tests = ParseBenchTests({"0"}, {"0,4"}, {});
+TEST(BenchTests, DepthsAreThoseOfDecoding) {
+  const auto tests = ParseBenchTests({"16"}, {"4,8"}, {"2,1"}, {"0,64", "128"});
   ASSERT_TRUE(tests.ok());
-  EXPECT_EQ(*tests, std::vector<BenchTest>({{0, 4}}));
-  EXPECT_FALSE(ParseBenchTests({"0"}, {"0"}, {"0,0"}).ok());
+  const std::vector<BenchTest> expected = {{16, 0, 0}, {0, 4, 0},  {0, 4, 64},  {0, 4, 128},
+                                           {0, 8, 0},  {0, 8, 64}, {0, 8, 128}, {2, 1, 0}};
+  EXPECT_EQ(*tests, expected);
+  EXPECT_EQ(expected[2].Name(), "tg4 @ d64");
+  EXPECT_FALSE(ParseBenchTests({"16"}, {}, {}, {"x"}).ok());
+}
+
+TEST(BenchTests, ZeroAsksForNothing) {
+  const auto tests = ParseBenchTests({"0"}, {"0,4"}, {}, {});
+  ASSERT_TRUE(tests.ok());
+  EXPECT_EQ(*tests, std::vector<BenchTest>({{0, 4, 0}}));
+  EXPECT_FALSE(ParseBenchTests({"0"}, {"0"}, {"0,0"}, {"8"}).ok());
   for (const char* pair : {"512", "1,2,3", "1-2"})
-    EXPECT_FALSE(ParseBenchTests({}, {}, {pair}).ok());
+    EXPECT_FALSE(ParseBenchTests({}, {}, {pair}, {}).ok());
 }
 
 TEST(BenchTests, Names) {

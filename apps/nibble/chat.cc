@@ -113,8 +113,8 @@ struct Totals {
     in_context = n_prompt + n_answer;
     prompt_tokens += n_prompt;
     answer_tokens += n_answer;
-    prompt_seconds += c.timings.prompt_seconds;
-    decode_seconds += c.timings.decode_seconds;
+    prompt_seconds += c.timings.prompt.seconds;
+    decode_seconds += c.timings.decode.seconds;
     speculation.draft_tokens = c.speculation.draft_tokens;
     speculation.rounds.insert(speculation.rounds.end(), c.speculation.rounds.begin(),
                               c.speculation.rounds.end());
@@ -296,7 +296,7 @@ class Chat {
   std::string Statistics(const engine::Completion& c) const {
     std::string out = fmt::format(
         "prompt {} tokens, {:.0f} tok/s, TTFT {:.1f} ms | answer {} tokens, {:.0f} tok/s",
-        request_.prompt.size(), PromptRate(request_, c), 1e3 * c.timings.prompt_seconds,
+        request_.prompt.size(), PromptRate(request_, c), 1e3 * c.timings.prompt.seconds,
         c.ids.size(), DecodeRate(c));
     if (const auto& s = c.speculation; s.draft_tokens > 0) {
       out += fmt::format(" | mtp:{}, {:.2f} tokens a round, {:.0f} % of drafts accepted",

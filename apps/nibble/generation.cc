@@ -63,11 +63,11 @@ bool StreamPiece(std::string_view piece) {
 }
 
 double PromptRate(const engine::Request& request, const engine::Completion& completion) {
-  return Rate(static_cast<double>(request.prompt.size()), completion.timings.prompt_seconds);
+  return Rate(static_cast<double>(request.prompt.size()), completion.timings.prompt.seconds);
 }
 
 double DecodeRate(const engine::Completion& completion) {
-  return Rate(static_cast<double>(completion.ids.size()) - 1, completion.timings.decode_seconds);
+  return Rate(static_cast<double>(completion.ids.size()) - 1, completion.timings.decode.seconds);
 }
 
 Json::Object CompletionJson(const engine::Engine& engine, const engine::Request& request,
@@ -77,7 +77,7 @@ Json::Object CompletionJson(const engine::Engine& engine, const engine::Request&
       {"load_s", Json(t.load_seconds)},
       {"prompt_tokens", Json(static_cast<int64_t>(request.prompt.size()))},
       {"prompt_tokens_per_s", Json(PromptRate(request, completion))},
-      {"ttft_s", Json(t.prompt_seconds)},
+      {"ttft_s", Json(t.prompt.seconds)},
       {"decode_tokens", Json(static_cast<int64_t>(completion.ids.size()))},
       {"decode_tokens_per_s", Json(DecodeRate(completion))},
       {"bytes_per_token", Json(engine.BytesPerToken())},

@@ -55,7 +55,7 @@ void Report(const engine::Engine& engine, const engine::Request& request,
              "\nload {:.2f} s | prompt {} tokens, {:.0f} tok/s, TTFT {:.1f} ms | decode {} tokens, "
              "{:.0f} tok/s, {:.1f} GB/s of weights | {}\n",
              c.timings.load_seconds, request.prompt.size(), PromptRate(request, c),
-             1e3 * c.timings.prompt_seconds, c.ids.size(), decode,
+             1e3 * c.timings.prompt.seconds, c.ids.size(), decode,
              1e-9 * decode * static_cast<double>(engine.BytesPerToken()), NameOf(c.finish_reason));
   if (c.speculation.draft_tokens > 0) fmt::print(stderr, "{}\n", SpeculationText(c.speculation));
 }

@@ -38,7 +38,7 @@ Result<void> Measure(const std::string& dir, int threads, int64_t tokens, int ro
   for (int i = 0; i < rounds; ++i) {
     bandwidths.push_back(PlainReadBandwidth(pool));
     NIBBLE_TRY(const engine::Completion c, engine->Generate(request));
-    rates.push_back(static_cast<double>(c.ids.size() - 1) / c.timings.decode_seconds);
+    rates.push_back(static_cast<double>(c.ids.size() - 1) / c.timings.decode.seconds);
   }
   const double rate = Median(rates), bandwidth = Median(bandwidths);
   const double bytes = static_cast<double>(engine->BytesPerToken());

@@ -35,15 +35,23 @@ struct Request {
   std::vector<std::string> stop;  // text that ends the answer; needs a tokenizer
   bool ignore_eos = false;
   bool keep_special = false;  // special tokens' text stays in the answer
+  bool profile = false;       // fill Timings' operators
 };
 
 enum class FinishReason : uint8_t { kStop, kLength, kCancelled };
 std::string_view NameOf(FinishReason reason);  // "stop", "length", "cancelled"
 
+/// A stretch of a generation.
+struct PhaseTime {
+  double seconds = 0;      // by the clock
+  double cpu_seconds = 0;  // of all threads of the process
+  std::vector<kernels::OperatorTime> operators;
+};
+
 struct Timings {
-  double load_seconds = 0;    // of the engine
-  double prompt_seconds = 0;  // prefill, up to the first token: time to first token
-  double decode_seconds = 0;  // from the first token to the last
+  double load_seconds = 0;  // of the engine
+  PhaseTime prompt;         // prefill, up to the first token: time to first token
+  PhaseTime decode;         // from the first token to the last
 };
 
 struct Completion {

@@ -67,6 +67,7 @@ class Generation {
   Generation(Engine& engine, const Request& request, int64_t max_tokens, Sampler sampler,
              TextSink sink)
       : model_(engine.model()),
+        times_(engine.operators().times()),
         request_(request),
         eos_(engine.plan().model.eos_ids),
         max_tokens_(max_tokens),
@@ -79,17 +80,25 @@ class Generation {
   }
 
   Result<Completion> Run() {
-    const Stopwatch prompt_watch;
-    NIBBLE_CHECK_OK(Prefill());
-    out_.timings.prompt_seconds = prompt_watch.Seconds();
-    const Stopwatch decode_watch;
-    while (!done_) NIBBLE_CHECK_OK(Round());
-    out_.timings.decode_seconds = decode_watch.Seconds();
+    NIBBLE_CHECK_OK(Timed(&out_.timings.prompt, [&] { return Prefill(); }));
+    NIBBLE_CHECK_OK(Timed(&out_.timings.decode, [&] { return Decode(); }));
     out_.text = sink_.Finish();
     return std::move(out_);
   }
 
  private:
+  template <class F>
+  Result<void> Timed(PhaseTime* phase, F work) {
+    const Stopwatch watch;
+    const double cpu = CpuSeconds();
+    if (request_.profile) times_.Start();
+    const Result<void> done = work();
+    if (request_.profile) phase->operators = times_.Stop();
+    phase->seconds = watch.Seconds();
+    phase->cpu_seconds = CpuSeconds() - cpu;
+    return done;
+  }
+
   /// Runs the prompt and draws the first token; the MTP module follows over every position, each
   /// with the token that comes next.
   Result<void> Prefill() {
@@ -115,6 +124,11 @@ class Generation {
       if (final) NIBBLE_CHECK_OK(DraftAfter(last, n - 1));
     }
     position_ = n;
+    return {};
+  }
+
+  Result<void> Decode() {
+    while (!done_) NIBBLE_CHECK_OK(Round());
     return {};
   }
 
@@ -193,6 +207,7 @@ class Generation {
   }
 
   model::QwenMoe& model_;
+  kernels::OperatorTimes& times_;
   const Request& request_;
   const std::vector<int32_t>& eos_;
   const int64_t max_tokens_;

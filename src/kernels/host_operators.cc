@@ -94,6 +94,7 @@ void HostOperators::ForRows(int64_t rows, int64_t work_a_row,
 }
 
 void HostOperators::Embed(const CanonicalBf16& table, std::span<const int32_t> ids, Matrix out) {
+  const auto timed = times_.Time("embed");
   for (size_t t = 0; t < ids.size(); ++t) {
     NIBBLE_CHECK(ids[t] >= 0 && ids[t] < table.n, "token id outside the embedding");
     ops_.from_bf16(table.data + 2 * ids[t] * table.k, table.k, Floats(out) + t * table.k);
@@ -101,6 +102,7 @@ void HostOperators::Embed(const CanonicalBf16& table, std::span<const int32_t> i
 }
 
 void HostOperators::RmsNorm(Matrix x, Vector w, float eps, Matrix out) {
+  const auto timed = times_.Time("rms_norm");
   if (glue_ == Backend::kReference) {
     reference::RmsNorm(Floats(x), x.rows, x.cols, w.data, eps, Floats(out));
     return;
@@ -113,6 +115,8 @@ void HostOperators::RmsNorm(Matrix x, Vector w, float eps, Matrix out) {
 }
 
 void HostOperators::Linear(const PreparedLinear& linear, Matrix x, Matrix y) {
+  const std::string_view first = linear.shards[0].name;
+  const auto timed = times_.Time("linear", first.substr(first.rfind('.') + 1));
   constexpr int kMaxShards = 8;
   const PreparedLinearShard* shards[kMaxShards];
   int64_t columns[kMaxShards];
@@ -137,12 +141,14 @@ void HostOperators::Linear(const PreparedLinear& linear, Matrix x, Matrix y) {
 }
 
 void HostOperators::Add(Matrix x, Matrix y) {
+  const auto timed = times_.Time("add");
   ForRows(x.rows, x.cols, [&](int64_t first, int64_t last, int) {
     ops_.add(Floats(x) + first * x.cols, Floats(y) + first * x.cols, (last - first) * x.cols);
   });
 }
 
 void HostOperators::SiluMul(Matrix gate_up, Matrix out) {
+  const auto timed = times_.Time("silu_mul");
   if (glue_ == Backend::kReference) {
     reference::SiluMul(Floats(gate_up), out.rows, out.cols, Floats(out));
     return;
@@ -157,6 +163,7 @@ void HostOperators::SiluMul(Matrix gate_up, Matrix out) {
 
 void HostOperators::RopeTable(Vector frequencies, std::span<const SequenceRows> sequences,
                               Matrix table) {
+  const auto timed = times_.Time("rope_table");
   for (const SequenceRows& s : sequences) {
     for (int64_t i = 0; i < s.n_rows; ++i) {
       float* row = Floats(table) + (s.first_row + i) * table.cols;
@@ -260,6 +267,7 @@ void HostOperators::AttendKvHead(const AttentionShape& shape, int64_t layer, con
 void HostOperators::Attention(const AttentionShape& shape, int64_t layer,
                               std::span<const SequenceRows> sequences, Vector q_norm, Vector k_norm,
                               Matrix rope_table, Matrix qkv, Matrix out) {
+  const auto timed = times_.Time("attention");
   places_.clear();
   bool alone = true;  // every row is its sequence's only one, so no row waits for another's keys
   int64_t work = 0;
@@ -320,6 +328,7 @@ void HostOperators::RouteTokenCpu(const CanonicalBf16& router, const float* x, b
 
 void HostOperators::Route(const CanonicalBf16& router, Matrix x, bool renormalize,
                           Routing routing) {
+  const auto timed = times_.Time("route");
   const int top_k = routing.top_k;
   const size_t needed = static_cast<size_t>(x.rows * router.n);
   if (probabilities_.size() < needed) probabilities_.resize(needed);
@@ -346,6 +355,7 @@ void HostOperators::Route(const CanonicalBf16& router, Matrix x, bool renormaliz
 
 void HostOperators::Experts(const PreparedExperts& experts, Matrix x, const Routing& routing,
                             Matrix y) {
+  const auto timed = times_.Time("experts");
   if (experts.backend == Backend::kReference) {
     reference::Experts(reference_, experts, Floats(x), x.rows, routing.experts, routing.weights,
                        routing.top_k, Floats(y));
@@ -358,6 +368,7 @@ void HostOperators::Experts(const PreparedExperts& experts, Matrix x, const Rout
 void HostOperators::DeltaNet(const DeltaShape&, int64_t layer,
                              std::span<const SequenceRows> sequences,
                              const DeltaParameters& parameters, Matrix in, Matrix out) {
+  const auto timed = times_.Time("delta_net");
   for (const SequenceRows& rows : sequences) {
     delta_.Run(layer, rows, parameters, Floats(in), Floats(out));
   }
@@ -366,6 +377,7 @@ void HostOperators::DeltaNet(const DeltaShape&, int64_t layer,
 void HostOperators::Keep(int slot, int64_t rows) { delta_.Keep(slot, rows); }
 
 void HostOperators::AddSharedExpert(const CanonicalBf16& gate, Matrix x, Matrix shared, Matrix y) {
+  const auto timed = times_.Time("add_shared_expert");
   ForRows(x.rows, 3 * x.cols, [&](int64_t first, int64_t last, int) {
     for (int64_t t = first; t < last; ++t) {
       const float* in = Floats(x) + t * x.cols;
@@ -381,6 +393,7 @@ void HostOperators::AddSharedExpert(const CanonicalBf16& gate, Matrix x, Matrix 
 }
 
 void HostOperators::Concat(Matrix a, Matrix b, Matrix out) {
+  const auto timed = times_.Time("concat");
   for (int64_t t = 0; t < a.rows; ++t) {
     float* row = Floats(out) + t * out.cols;
     std::copy_n(Floats(b) + t * b.cols, b.cols, std::copy_n(Floats(a) + t * a.cols, a.cols, row));

@@ -10,6 +10,7 @@
 #include "kernels/cpu/glue.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/host_delta.h"
+#include "kernels/operator_times.h"
 #include "kernels/operators.h"
 #include "kernels/reference/reference.h"
 
@@ -35,6 +36,7 @@ class HostOperators : public Operators {
   HostOperators(Backend glue, CpuIsa isa, ThreadPool& pool, bool batch_invariant = false);
 
   void Observe(HostObserver observer);
+  OperatorTimes& times() { return times_; }
 
   Result<Matrix> Allocate(int64_t rows, int64_t cols) override;
   Result<Routing> AllocateRouting(int64_t rows, int top_k) override;
@@ -94,6 +96,7 @@ class HostOperators : public Operators {
   cpu::Scratch scratch_;
   reference::Context reference_;
   HostObserver observer_;
+  OperatorTimes times_;
   std::vector<HugeBuffer> buffers_;
   KvShape kv_;
   HugeBuffer keys_, values_;
