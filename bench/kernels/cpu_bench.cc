@@ -211,15 +211,15 @@ void BenchStrips(const CpuKernels& k, const Layer& layer) {
 /// Where panels begin to win: the same strips from memory against n tokens, both ways.
 void BenchSwitch(const CpuKernels& k, const Layer& layer, TileFormat format) {
   if (!Wanted(fmt::format("{} {} strip of", NameOf(k.isa), NameOf(format)))) return;
-  const auto x = Normal(24 * kHidden);
-  PackedRows rows(k, x, 24);
+  const auto x = Normal(48 * kHidden);
+  PackedRows rows(k, x, 48);
   HugeBuffer panels = Allocate(3 * PanelBytes(kHidden));
-  float y[24 * 48];
+  float y[48 * 48];
   constexpr int kGroups = 256;
   const int64_t rows_in_all =
       static_cast<int64_t>(layer.weights.size()) / StripBytes(format, kHidden) * kStripRows;
   const PackedMatrix all{format, rows_in_all, kHidden, layer.weights.data(), {}, nullptr};
-  for (int tokens = 3; tokens <= 24; tokens += tokens < 8 ? 1 : 2) {
+  for (int tokens = 3; tokens <= 48; tokens += tokens < 8 ? 1 : tokens < 16 ? 2 : 8) {
     double seconds[2];
     for (bool as_panels : {false, true}) {
       std::vector<double> cpu;

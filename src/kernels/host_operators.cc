@@ -305,25 +305,58 @@ void HostOperators::Attention(const AttentionShape& shape, int64_t layer,
   }
 }
 
-void HostOperators::RouteTokenCpu(const CanonicalBf16& router, const float* x, bool renormalize,
-                                  int top_k, float* p, int32_t* ids, float* weights) {
-  for (int64_t e = 0; e < router.n; ++e)
-    p[e] = ops_.dot_bf16(x, router.data + 2 * e * router.k, router.k);
-  const float total = ops_.exp_and_sum(p, router.n);
-  float chosen = 0;
+namespace {
+
+/// The top_k largest of p, falling, equal ones by lower index; returns their sum. p is as before.
+float TakeLargest(float* p, int64_t n, int top_k, int32_t* ids, float* values) {
+  float sum = 0;
   for (int j = 0; j < top_k; ++j) {
-    int32_t best = -1;
-    for (int32_t e = 0; e < router.n; ++e) {
-      const bool taken = std::find(ids, ids + j, e) != ids + j;
-      if (!taken && (best < 0 || p[e] > p[best])) best = e;
-    }
-    ids[j] = best;
-    chosen += p[best];
+    int64_t best = 0;
+    for (int64_t e = 1; e < n; ++e) best = p[e] > p[best] ? e : best;
+    ids[j] = static_cast<int32_t>(best);
+    values[j] = p[best];
+    sum += p[best];
+    p[best] = -1;  // below every probability
   }
-  const float divisor = renormalize ? chosen : total;
-  for (int j = 0; j < top_k; ++j) weights[j] = p[ids[j]] / divisor;
-  if (!observer_.on_route) return;  // no one else reads the probabilities
-  for (int64_t e = 0; e < router.n; ++e) p[e] /= total;
+  for (int j = 0; j < top_k; ++j) p[ids[j]] = values[j];
+  return sum;
+}
+
+}  // namespace
+
+/// From the logits of rows first … last-1, at p, to their probabilities and their experts.
+void HostOperators::ChooseExperts(int64_t first, int64_t last, int64_t n, bool renormalize,
+                                  float* p, Routing routing) {
+  for (int64_t t = first; t < last; ++t) {
+    float* of_token = p + t * n;
+    float* weights = routing.weights + t * routing.top_k;
+    const float total = ops_.exp_and_sum(of_token, n);
+    const float chosen =
+        TakeLargest(of_token, n, routing.top_k, routing.experts + t * routing.top_k, weights);
+    const float divisor = renormalize ? chosen : total;
+    for (int j = 0; j < routing.top_k; ++j) weights[j] /= divisor;
+    if (!observer_.on_route) continue;  // no one else reads the probabilities
+    for (int64_t e = 0; e < n; ++e) of_token[e] /= total;
+  }
+}
+
+void HostOperators::RouteCpu(const CanonicalBf16& router, Matrix x, bool renormalize, float* p,
+                             Routing routing) {
+  const int64_t n = router.n, k = router.k;
+  const auto logits = [&](int64_t row, int64_t rows, int64_t expert, int64_t experts) {
+    ops_.dots_bf16(Floats(x) + row * x.cols, rows, x.cols, router.data + 2 * expert * k, experts, k,
+                   p + row * n + expert, n);
+  };
+  if (x.rows >= pool_.threads()) {
+    ForRows(x.rows, n * k, [&](int64_t first, int64_t last, int) {
+      logits(first, last - first, 0, n);
+      ChooseExperts(first, last, n, renormalize, p, routing);
+    });
+  } else {  // too few rows for all threads: each takes some experts
+    ForRows(n, x.rows * k,
+            [&](int64_t first, int64_t last, int) { logits(0, x.rows, first, last - first); });
+    ChooseExperts(0, x.rows, n, renormalize, p, routing);
+  }
 }
 
 void HostOperators::Route(const CanonicalBf16& router, Matrix x, bool renormalize,
@@ -332,22 +365,20 @@ void HostOperators::Route(const CanonicalBf16& router, Matrix x, bool renormaliz
   const int top_k = routing.top_k;
   const size_t needed = static_cast<size_t>(x.rows * router.n);
   if (probabilities_.size() < needed) probabilities_.resize(needed);
-  ForRows(x.rows, router.n * router.k, [&](int64_t first, int64_t last, int) {
-    for (int64_t t = first; t < last; ++t) {
-      const float* xt = Floats(x) + t * x.cols;
-      float* p = probabilities_.data() + t * router.n;
-      int32_t* ids = routing.experts + t * top_k;
-      float* weights = routing.weights + t * top_k;
-      if (glue_ == Backend::kReference) {
-        reference::RouteOne(router, xt, renormalize, top_k, p, ids, weights);
-      } else {
-        RouteTokenCpu(router, xt, renormalize, top_k, p, ids, weights);
+  float* p = probabilities_.data();
+  if (glue_ == Backend::kReference) {
+    ForRows(x.rows, router.n * router.k, [&](int64_t first, int64_t last, int) {
+      for (int64_t t = first; t < last; ++t) {
+        reference::RouteOne(router, Floats(x) + t * x.cols, renormalize, top_k, p + t * router.n,
+                            routing.experts + t * top_k, routing.weights + t * top_k);
       }
-    }
-  });
+    });
+  } else {
+    RouteCpu(router, x, renormalize, p, routing);
+  }
   if (observer_.on_route) {
     for (int64_t t = 0; t < x.rows; ++t) {
-      observer_.on_route(t, {probabilities_.data() + t * router.n, static_cast<size_t>(router.n)},
+      observer_.on_route(t, {p + t * router.n, static_cast<size_t>(router.n)},
                          {routing.experts + t * top_k, static_cast<size_t>(top_k)});
     }
   }
@@ -386,7 +417,9 @@ void HostOperators::AddSharedExpert(const CanonicalBf16& gate, Matrix x, Matrix 
       if (glue_ == Backend::kReference) {
         reference::AddSharedExpert(gate, in, from, y.cols, to);
       } else {
-        ops_.add_gated(to, from, ops_.dot_bf16(in, gate.data, gate.k), y.cols);
+        float dot;
+        ops_.dots_bf16(in, 1, gate.k, gate.data, 1, gate.k, &dot, 1);
+        ops_.add_gated(to, from, dot, y.cols);
       }
     }
   });

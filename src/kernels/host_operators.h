@@ -86,8 +86,9 @@ class HostOperators : public Operators {
                      int64_t frequencies, float* qkv);
   void AttendKvHead(const AttentionShape& shape, int64_t layer, const Place& place, int64_t kv_head,
                     const float* qkv, float* out, int thread);
-  void RouteTokenCpu(const CanonicalBf16& router, const float* x, bool renormalize, int top_k,
-                     float* scratch, int32_t* ids, float* weights);
+  void ChooseExperts(int64_t first, int64_t last, int64_t n, bool renormalize, float* p,
+                     Routing routing);
+  void RouteCpu(const CanonicalBf16& router, Matrix x, bool renormalize, float* p, Routing routing);
 
   const Backend glue_;
   const cpu::CpuKernels kernels_;

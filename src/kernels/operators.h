@@ -154,7 +154,8 @@ class Operators {
   /// p = softmax over all experts of x W^T in fp32 (x unrounded: near ties decide whole experts),
   /// the top_k largest; divided by their sum if renormalize.
   virtual void Route(const CanonicalBf16& router, Matrix x, bool renormalize, Routing routing) = 0;
-  /// y[t] = sum_k weights[t,k] * expert[experts[t,k]](x[t]), overwritten, summed in the order of k.
+  /// y[t] = sum_k weights[t,k] * expert[experts[t,k]](x[t]), overwritten, summed in an order that
+  /// does not depend on the other rows.
   virtual void Experts(const PreparedExperts& experts, Matrix x, const Routing& routing,
                        Matrix y) = 0;
 

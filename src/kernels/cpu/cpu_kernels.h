@@ -13,7 +13,7 @@ namespace nibble::kernels::cpu {
 // and differ only in the order of that sum. One thread each, no allocation, no state. FP8's strips
 // hold codes (none NaN): what has more scales than `global` is strips.h's.
 
-/// Tokens that share one decode pass over a strip.
+/// Tokens that share one decode pass over a strip, at least.
 inline constexpr int kDecodeTokens = 4;
 /// Strips that one panel call multiplies at once.
 inline constexpr int kPanelStrips = 3;
@@ -29,6 +29,8 @@ struct CpuKernels {
   CpuIsa isa;
   /// From how many tokens a strip of each format is multiplied as a panel: measured.
   int64_t nvfp4_panel_tokens, fp8_panel_tokens, bf16_panel_tokens;
+  /// How many tokens decode_nvfp4 takes: kDecodeTokens or more.
+  int nvfp4_decode_tokens;
 
   /// Bytes of one packed activation: an ISA with bf16 products holds it as bf16, the others as the
   /// same value in fp32.
@@ -48,7 +50,8 @@ struct CpuKernels {
   /// LargestMagnitude of x[16 * groups].
   float (*largest_magnitude)(const float* x, int64_t groups);
 
-  /// y[t * ldy + r] for the 16 rows of one strip and 1..kDecodeTokens tokens.
+  /// y[t * ldy + r] for the 16 rows of one strip and 1..kDecodeTokens tokens
+  /// (decode_nvfp4: 1..nvfp4_decode_tokens).
   /// `next` is where reading goes on after this strip, to be fetched ahead of time; it is never
   /// dereferenced.
   /// shapes   strip: `tiles` tiles; x[t]: a packed activation of 64 * tiles elements; y: 16 floats
@@ -69,9 +72,12 @@ struct CpuKernels {
                      const std::byte* const* x, int64_t tokens, float global, float* y,
                      int64_t ldy);
 
-  /// h[16] from gate[16] and up[16]; h may be either of them. Errors of exp stay below 4 ulp.
+  /// h[16 * groups] from gate and up of as many; h may be either of them. Errors of exp stay below 4
+  /// ulp.
   void (*gated_activation)(const GatedActivation& how, const float* gate, const float* up,
-                           float* h);
+                           int64_t groups, float* h);
+  /// y[16 * groups] += factor * x[16 * groups], one rounding or two.
+  void (*add_scaled)(const float* x, float factor, int64_t groups, float* y);
 };
 
 /// The kernels of an ISA. Calling them needs HasIsa(isa); asking for them does not.

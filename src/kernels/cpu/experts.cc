@@ -15,10 +15,9 @@ namespace {
 //   up    unit (expert, 3 strips of I): gate and up, the activation function, and h rounded or
 //   quantized into its packed row, or kept as it is where only a whole row of h has a scale: then
 //   a region in between packs those rows
-//   down  unit (a few dozen rows of H): every expert's part of these columns, then the weighted
-//   sums of all tokens over them
-// so that results meet only within a unit, and Down's intermediate, [pairs][columns], stays in a
-// core's caches.
+//   down  unit (a few dozen rows of H): expert by expert these columns of its tokens, times their
+//   weights, onto the tokens' sums
+// so that results meet only within a unit, and the sums, [tokens][columns], stay in a core's caches.
 
 bool AllEqual(const std::vector<float>& v) {
   return std::all_of(v.begin(), v.end(), [&](float s) { return s == v[0]; });
@@ -61,14 +60,13 @@ class ExpertsCall {
     first_ = carver.Take<int32_t>(e_.n_experts + 1);
     active_ = carver.Take<int32_t>(e_.n_experts);
     pair_at_ = carver.Take<int32_t>(pairs_);
-    position_of_ = carver.Take<int32_t>(pairs_);
     x_rows_ = carver.Take<const std::byte*>(pairs_ * shards_);
     h_rows_ = carver.Take<const std::byte*>(pairs_);
     packed_x_ = carver.Take<std::byte>(rows * XBytes());
     packed_h_ = carver.Take<std::byte>(pairs_ * HBytes());
     h_ = carver.Take<float>(keeps_h_ ? pairs_ * e_.intermediate : 0);
     down_groups_ = DownGroups(threads);
-    partial_ = carver.Take<float>(threads * pairs_ * down_groups_ * kBlockStride);
+    sums_ = carver.Take<float>(threads * tokens_ * down_groups_ * kBlockStride);
     panels_ = carver.Take<std::byte>(threads * ThreadPanelBytes());
     scratch_bytes_ = carver.used();
   }
@@ -137,10 +135,11 @@ class ExpertsCall {
   RowForm A2(int64_t expert) const { return Form(e_.quant.a2_gscale, e_.quant.a2_scale, expert); }
 
   void UpUnit(int64_t active, int64_t first_strip, int thread);
-  void Activate(const float* gate, const float* up, float* h) const;
+  void Activate(const float* gate, const float* up, int strips, float* h) const;
   void PackH(ThreadPool& pool);
   void DownUnit(int64_t first_group, int64_t last_group, int thread);
-  void WeightedSum(const float* partial, int64_t stride, int64_t column, int64_t columns);
+  void DownGroup(int64_t active, int64_t first_strip, const std::byte* next, float* sums,
+                 int64_t stride, std::byte* panels) const;
 
   const CpuKernels& kernels_;
   const PreparedExperts& e_;
@@ -162,13 +161,12 @@ class ExpertsCall {
   int32_t* first_ = nullptr;            // [E + 1] an expert's first position
   int32_t* active_ = nullptr;           // [n_active_] experts that have tokens
   int32_t* pair_at_ = nullptr;          // [pairs] of a position
-  int32_t* position_of_ = nullptr;      // [pairs] of a pair
   const std::byte** x_rows_ = nullptr;  // [shards][pairs] by position
   const std::byte** h_rows_ = nullptr;  // [pairs] by position
   std::byte* packed_x_ = nullptr;       // [tokens] or [shards][pairs] rows of XBytes()
   std::byte* packed_h_ = nullptr;       // [pairs] rows of HBytes(), by position
   float* h_ = nullptr;                  // [pairs][I] by position, where h is kept
-  float* partial_ = nullptr;            // [threads][pairs][down_groups_ * kBlockStride]
+  float* sums_ = nullptr;               // [threads][tokens][down_groups_ * kBlockStride]
   std::byte* panels_ = nullptr;         // [threads][ThreadPanelBytes()]
 };
 
@@ -188,7 +186,6 @@ void ExpertsCall::Gather() {
   for (int64_t p = 0; p < pairs_; ++p) {
     const int32_t position = first_[ids_[p]]++;
     pair_at_[position] = static_cast<int32_t>(p);
-    position_of_[p] = position;
   }
   std::move_backward(first_, first_ + e_.n_experts, first_ + e_.n_experts + 1);
   first_[0] = 0;
@@ -198,12 +195,7 @@ void ExpertsCall::Gather() {
 void ExpertsCall::Pack(ThreadPool& pool) {
   const auto pack_shared = [&](int64_t begin, int64_t end, int) {
     for (int64_t t = begin; t < end; ++t) {
-      std::byte* row = packed_x_ + t * XBytes();
-      PackRow(kernels_, x_ + t * e_.hidden, e_.hidden, A1(0, 0), row);
-      for (int j = 0; j < top_k_; ++j) {
-        const int64_t position = position_of_[t * top_k_ + j];
-        for (int s = 0; s < shards_; ++s) x_rows_[s * pairs_ + position] = row;
-      }
+      PackRow(kernels_, x_ + t * e_.hidden, e_.hidden, A1(0, 0), packed_x_ + t * XBytes());
     }
   };
   const auto pack_each = [&](int64_t begin, int64_t end, int) {
@@ -224,16 +216,20 @@ void ExpertsCall::Pack(ThreadPool& pool) {
   const int64_t units = shared_rows_ ? tokens_ : pairs_;
   const bool small = units * e_.hidden <= kInlinePackElements;
   if (shared_rows_) {
+    for (int64_t i = 0; i < pairs_; ++i) {
+      const std::byte* row = packed_x_ + pair_at_[i] / top_k_ * XBytes();
+      for (int s = 0; s < shards_; ++s) x_rows_[s * pairs_ + i] = row;
+    }
     small ? pack_shared(0, units, 0) : pool.Run(units, pack_shared);
   } else {
     small ? pack_each(0, units, 0) : pool.Run(units, pack_each);
   }
 }
 
-/// 16 neighbouring elements of h.
-void ExpertsCall::Activate(const float* gate, const float* up, float* h) const {
-  if (gated_) return kernels_.gated_activation(how_, gate, up, h);
-  for (int r = 0; r < kStripRows; ++r) {
+/// Neighbouring elements of h, 16 a strip.
+void ExpertsCall::Activate(const float* gate, const float* up, int strips, float* h) const {
+  if (gated_) return kernels_.gated_activation(how_, gate, up, strips, h);
+  for (int64_t r = 0; r < strips * kStripRows; ++r) {
     const float u = std::clamp(up[r], -how_.limit, how_.limit);
     h[r] = u > 0 ? u * u : 0 * u;  // 0 * u: a NaN stays one
   }
@@ -281,17 +277,15 @@ void ExpertsCall::UpUnit(int64_t active, int64_t first_strip, int thread) {
     for (int64_t i = 0; i < n; ++i) {
       std::byte* row = packed_h_ + (first + t + i) * HBytes();
       float* kept = h_ + (first + t + i) * e_.intermediate + first_strip * kStripRows;
-      for (int s = 0; s < strips; ++s) {
-        const int64_t at = i * kBlockStride + s * kStripRows;
-        if (keeps_h_) {
-          Activate(g + at, u + at, kept + s * kStripRows);
-          continue;
-        }
-        float h[kStripRows];  // one NVFP4 block of the next multiplication
-        Activate(g + at, u + at, h);
-        PackGroups(kernels_, h, 1, h_form, row + (first_strip + s) * strip_bytes);
+      const float *gate_row = g + i * kBlockStride, *up_row = u + i * kBlockStride;
+      if (keeps_h_) {
+        Activate(gate_row, up_row, strips, kept);
+        continue;
       }
-      if (last && !keeps_h_) {
+      float h[kBlockStride];
+      Activate(gate_row, up_row, strips, h);
+      PackGroups(kernels_, h, strips, h_form, row + first_strip * strip_bytes);
+      if (last) {
         std::fill(row + e_.intermediate * kernels_.activation_bytes, row + HBytes(), std::byte{0});
       }
     }
@@ -299,41 +293,44 @@ void ExpertsCall::UpUnit(int64_t active, int64_t first_strip, int thread) {
 }
 
 void ExpertsCall::DownUnit(int64_t first_group, int64_t last_group, int thread) {
-  const int64_t stride = down_groups_ * kBlockStride;
-  float* partial = partial_ + thread * pairs_ * stride;
   const int64_t first_strip = first_group * kPanelStrips;
+  const int64_t last_strip = std::min(last_group * kPanelStrips, StripCount(e_.hidden));
+  const int64_t stride = down_groups_ * kBlockStride;
+  float* sums = sums_ + thread * tokens_ * stride;
+  std::fill_n(sums, tokens_ * stride, 0.0f);
   for (int64_t i = 0; i < n_active_; ++i) {
-    const int64_t expert = active_[i], count = CountOf(expert), first = first_[expert];
-    const PackedMatrix& down = Matrix(e_.down[expert]);
+    const PackedMatrix& down = Matrix(e_.down[active_[i]]);
     const PackedMatrix& next = Matrix(e_.down[active_[i + 1 < n_active_ ? i + 1 : 0]]);
-    for (int64_t g = first_group; g < last_group; ++g) {
-      const int64_t strip = g * kPanelStrips;
-      const int strips = StripsIn(e_.hidden, strip);
-      const StripGroup group(
-          kernels_, down, strip, strips, UsesPanels(kernels_, down.format, count),
-          ThreadPanels(thread),
-          g + 1 < last_group ? down.strip(strip + strips) : next.strip(first_strip));
-      const RowForm form = A2(expert);
-      group.Multiply(h_rows_ + first, form, count, e_.quant.g2_alphas[expert] * form.factor(),
-                     partial + first * stride + (g - first_group) * kBlockStride, stride);
+    for (int64_t strip = first_strip; strip < last_strip; strip += kPanelStrips) {
+      const bool ends = strip + kPanelStrips >= last_strip;
+      DownGroup(i, strip, ends ? next.strip(first_strip) : down.strip(strip + kPanelStrips),
+                sums + (strip - first_strip) * kStripRows, stride, ThreadPanels(thread));
     }
   }
-  const int64_t last_strip = std::min(last_group * kPanelStrips, StripCount(e_.hidden));
-  WeightedSum(partial, stride, first_strip * kStripRows, (last_strip - first_strip) * kStripRows);
+  const int64_t columns = (last_strip - first_strip) * kStripRows;
+  for (int64_t t = 0; t < tokens_; ++t) {
+    std::copy_n(sums + t * stride, columns, y_ + t * e_.hidden + first_strip * kStripRows);
+  }
 }
 
-/// y[t, column ..] = sum of the token's rows of `partial`, in the order of its ranks.
-void ExpertsCall::WeightedSum(const float* partial, int64_t stride, int64_t column,
-                              int64_t columns) {
-  for (int64_t t = 0; t < tokens_; ++t) {
-    for (int64_t c = 0; c < columns; c += kStripRows) {
-      float sum[kStripRows] = {};
-      for (int64_t p = t * top_k_; p < (t + 1) * top_k_; ++p) {
-        const float weight = weights_[p];
-        const float* from = partial + position_of_[p] * stride + c;
-        for (int r = 0; r < kStripRows; ++r) sum[r] += weight * from[r];
-      }
-      std::copy_n(sum, kStripRows, y_ + t * e_.hidden + column + c);
+/// Adds one expert's part of a few strips of H to the sums of its tokens.
+void ExpertsCall::DownGroup(int64_t active, int64_t first_strip, const std::byte* next, float* sums,
+                            int64_t stride, std::byte* panels) const {
+  const int64_t expert = active_[active], count = CountOf(expert), first = first_[expert];
+  const PackedMatrix& down = Matrix(e_.down[expert]);
+  const int strips = StripsIn(e_.hidden, first_strip);
+  const RowForm form = A2(expert);
+  const float factor = e_.quant.g2_alphas[expert] * form.factor();
+  const StripGroup group(kernels_, down, first_strip, strips,
+                         UsesPanels(kernels_, down.format, count), panels, next);
+  for (int64_t t = 0; t < count; t += kBlockTokens) {
+    float y[kBlockTokens * kBlockStride];
+    const int64_t n = std::min<int64_t>(kBlockTokens, count - t);
+    group.Multiply(h_rows_ + first + t, form, n, factor, y, kBlockStride);
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t pair = pair_at_[first + t + i];
+      kernels_.add_scaled(y + i * kBlockStride, weights_[pair], strips,
+                          sums + pair / top_k_ * stride);
     }
   }
 }

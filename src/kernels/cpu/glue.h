@@ -25,8 +25,10 @@ struct GlueKernels {
   void (*from_bf16)(const uint8_t* x, int64_t n, float* out);
   /// Rotates (head[i], head[i + frequencies]) by the angle of (cosines[i], sines[i]).
   void (*rotate_halves)(float* head, const float* cosines, const float* sines, int64_t frequencies);
-  /// The dot product of a float row and a bf16 row at any address.
-  float (*dot_bf16)(const float* x, const uint8_t* w, int64_t n);
+  /// out[t * ldo + r] = x[t * ldx ..] . w[r * n ..] over n, w little-endian bf16 at any address. The
+  /// same bits whatever `tokens` and `rows` are.
+  void (*dots_bf16)(const float* x, int64_t tokens, int64_t ldx, const uint8_t* w, int64_t rows,
+                    int64_t n, float* out, int64_t ldo);
   /// Attention of a kv head's query heads over its cached positions.
   void (*attend)(const AttendArgs& args);
   /// x = exp(x - max(x)); returns the sum.

@@ -14,7 +14,8 @@ typedef float Wide __attribute__((vector_size(kWideBytes)));
 typedef int32_t WideInt __attribute__((vector_size(kWideBytes)));
 
 constexpr int64_t kLanes = 16, kWide = kWideBytes / 4;
-constexpr int kPieces = kLanes / kWide;  // registers that hold the 16 lanes
+constexpr int kPieces = kLanes / kWide;          // registers that hold the 16 lanes
+constexpr int kDotBlock = kPieces == 1 ? 4 : 2;  // rows of either side whose sums fit registers
 
 inline F16 Load(const float* p) {
   F16 v;
@@ -33,6 +34,13 @@ inline F16 LoadBf16s(const void* p) {
   H16 h;
   __builtin_memcpy(&h, p, sizeof h);
   return (F16)(__builtin_convertvector(h, U16) << 16);
+}
+inline Wide LoadWideBf16s(const void* p) {
+  typedef uint16_t Halves __attribute__((vector_size(kWideBytes / 2)));
+  typedef uint32_t Words __attribute__((vector_size(kWideBytes)));
+  Halves h;
+  __builtin_memcpy(&h, p, sizeof h);
+  return (Wide)(__builtin_convertvector(h, Words) << 16);
 }
 inline float LoadBf16One(const void* p) {
   uint16_t bits;
@@ -196,13 +204,57 @@ float Dot(const float* x, const std::byte* y, int64_t n) {
   return total;
 }
 
-float DotBf16(const float* x, const uint8_t* w, int64_t n) {
-  F16 sum = {};
+/// Dot products of kTokens rows of x and kRows of w, each summed as one alone would be.
+template <int kTokens, int kRows>
+inline void DotBlock(const float* x, int64_t ldx, const uint8_t* w, int64_t n, float* out,
+                     int64_t ldo) {
+  constexpr int64_t kAhead = 2048;  // bytes: w comes from memory where few tokens share it
+  Wide sum[kTokens][kRows][kPieces] = {};
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) sum += Load(x + i) * LoadBf16s(w + 2 * i);
-  float total = Sum(sum);
-  for (; i < n; ++i) total += x[i] * LoadBf16One(w + 2 * i);
-  return total;
+  for (; i + kLanes <= n; i += kLanes) {
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) __builtin_prefetch(w + 2 * (r * n + i) + kAhead);
+#pragma GCC unroll 4
+    for (int p = 0; p < kPieces; ++p) {
+      Wide v[kRows];
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) v[r] = LoadWideBf16s(w + 2 * (r * n + i + p * kWide));
+#pragma GCC unroll 4
+      for (int t = 0; t < kTokens; ++t) {
+        const Wide a = LoadWide(x + t * ldx + i + p * kWide);
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) sum[t][r][p] += a * v[r];
+      }
+    }
+  }
+  for (int t = 0; t < kTokens; ++t) {
+    for (int r = 0; r < kRows; ++r) {
+      float lanes[kLanes];
+      __builtin_memcpy(lanes, sum[t][r], sizeof lanes);
+      float total = SumLanes(lanes);
+      for (int64_t j = i; j < n; ++j) total += x[t * ldx + j] * LoadBf16One(w + 2 * (r * n + j));
+      out[t * ldo + r] = total;
+    }
+  }
+}
+
+template <int kTokens>
+inline void DotRows(const float* x, int64_t ldx, const uint8_t* w, int64_t rows, int64_t n,
+                    float* out, int64_t ldo) {
+  int64_t r = 0;
+  for (; r + kDotBlock <= rows; r += kDotBlock) {
+    DotBlock<kTokens, kDotBlock>(x, ldx, w + 2 * r * n, n, out + r, ldo);
+  }
+  for (; r < rows; ++r) DotBlock<kTokens, 1>(x, ldx, w + 2 * r * n, n, out + r, ldo);
+}
+
+void DotsBf16(const float* x, int64_t tokens, int64_t ldx, const uint8_t* w, int64_t rows,
+              int64_t n, float* out, int64_t ldo) {
+  int64_t t = 0;
+  for (; t + kDotBlock <= tokens; t += kDotBlock) {
+    DotRows<kDotBlock>(x + t * ldx, ldx, w, rows, n, out + t * ldo, ldo);
+  }
+  for (; t < tokens; ++t) DotRows<1>(x + t * ldx, ldx, w, rows, n, out + t * ldo, ldo);
 }
 
 float ExpAndSum(float* x, int64_t n) {
@@ -325,6 +377,6 @@ void UnitLength(float* x, int64_t n, float scale) {
 #include "kernels/cpu/delta_body.h"
 
 constexpr GlueKernels kTable = {RmsNorm,   Add,        SiluMul,    FromBf16s,  RotateHalves,
-                                DotBf16,   Attend,     ExpAndSum,  MulSigmoid, AddGated,
+                                DotsBf16,  Attend,     ExpAndSum,  MulSigmoid, AddGated,
                                 ConvSilu,  UnitLength, DeltaGates, DeltaRows,  DeltaScratch,
                                 DeltaLoad, DeltaChunk, DeltaStore};

@@ -277,5 +277,48 @@ TEST(Glue, DeltaRuleRowByRow) {
   }
 }
 
+TEST(Glue, DotsOfEveryNumberOfRowsAreThoseOfOneAlone) {
+  for (int64_t n : {1, 15, 16, 33, 100, 2048}) {
+    constexpr int64_t kTokens = 7, kRows = 6, kStride = kRows + 1;
+    const int64_t ldx = n + 3;
+    const std::vector<float> x = Random(kTokens * ldx, 5), values = Random(kRows * n, 6);
+    std::vector<uint8_t> w(2 * values.size() + 1);  // from an odd address on
+    for (size_t i = 0; i < values.size(); ++i) {
+      const Bf16 rounded = ToBf16(values[i]);
+      std::memcpy(&w[1 + 2 * i], &rounded, 2);
+    }
+    for (int64_t tokens = 1; tokens <= kTokens; ++tokens) {
+      for (int64_t rows = 1; rows <= kRows; ++rows) {
+        const std::vector<float> out = OnEveryIsa([&](const GlueKernels& glue) {
+          std::vector<float> dots(tokens * kStride, kPoison);
+          glue.dots_bf16(x.data(), tokens, ldx, &w[1], rows, n, dots.data(), kStride);
+          float alone;
+          glue.dots_bf16(x.data() + (tokens - 1) * ldx, 1, ldx, &w[1 + 2 * (rows - 1) * n], 1, n,
+                         &alone, 1);
+          EXPECT_EQ(alone, dots[(tokens - 1) * kStride + rows - 1]) << tokens << " x " << rows;
+          return dots;
+        });
+        for (int64_t t = 0; t < tokens; ++t) {
+          for (int64_t r = 0; r < kStride; ++r) {
+            const float got = out[t * kStride + r];
+            if (r >= rows) {
+              ASSERT_TRUE(std::isnan(got)) << "wrote beyond its rows";
+              continue;
+            }
+            double truth = 0, magnitude = 0;
+            for (int64_t i = 0; i < n; ++i) {
+              const double product = double{x[t * ldx + i]} * LoadBf16(&w[1 + 2 * (r * n + i)]);
+              truth += product;
+              magnitude += std::abs(product);
+            }
+            const double terms = static_cast<double>(n) / 16 + 20;
+            ASSERT_NEAR(got, truth, terms * 0x1p-24 * magnitude) << n << " " << t << " " << r;
+          }
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace nibble::kernels::cpu

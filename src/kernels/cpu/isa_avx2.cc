@@ -444,15 +444,23 @@ inline __m256 Exp(__m256 x) {
 
 // min and max give their second operand when either is a NaN: data stand there, so that a NaN comes
 // through.
-void Gated(const GatedActivation& how, const float* gate, const float* up, float* h) {
+void Gated(const GatedActivation& how, const float* gate, const float* up, int64_t groups,
+           float* h) {
   const __m256 limit = _mm256_set1_ps(how.limit);
-  for (int i = 0; i < 16; i += 8) {
+  for (int64_t i = 0; i < groups * 16; i += 8) {
     const __m256 g = _mm256_min_ps(limit, _mm256_loadu_ps(gate + i));
     const __m256 u =
         _mm256_max_ps(_mm256_set1_ps(-how.limit), _mm256_min_ps(limit, _mm256_loadu_ps(up + i)));
     const __m256 e = Exp(_mm256_mul_ps(_mm256_set1_ps(-how.alpha), g));
     const __m256 glu = _mm256_div_ps(g, _mm256_add_ps(_mm256_set1_ps(1), e));
     _mm256_storeu_ps(h + i, _mm256_mul_ps(_mm256_add_ps(u, _mm256_set1_ps(how.beta)), glu));
+  }
+}
+
+void AddScaled(const float* x, float factor, int64_t groups, float* y) {
+  const __m256 f = _mm256_set1_ps(factor);
+  for (int64_t i = 0; i < groups * 16; i += 8) {
+    _mm256_storeu_ps(y + i, _mm256_fmadd_ps(_mm256_loadu_ps(x + i), f, _mm256_loadu_ps(y + i)));
   }
 }
 
@@ -463,6 +471,7 @@ const CpuKernels kAvx2Kernels = {
     .nvfp4_panel_tokens = 10,
     .fp8_panel_tokens = 5,
     .bf16_panel_tokens = 5,
+    .nvfp4_decode_tokens = kDecodeTokens,
     .activation_bytes = 4,
     .pack_bf16 = PackBf16,
     .pack_nvfp4 = PackNvfp4,
@@ -475,6 +484,7 @@ const CpuKernels kAvx2Kernels = {
     .expand_fp8 = ExpandFp8,
     .panel_gemm = PanelGemm,
     .gated_activation = Gated,
+    .add_scaled = AddScaled,
 };
 
 }  // namespace nibble::kernels::cpu

@@ -177,6 +177,8 @@ void PanelBlock(const Byte* const* panels, bool from_memory, int64_t tiles, cons
   }
 }
 
+constexpr int kNvfp4Tokens = 4;
+
 #include "kernels/cpu/isa_avx512_drivers.inc"
 
 }  // namespace
@@ -186,6 +188,7 @@ const CpuKernels kAvx512Kernels = {
     .nvfp4_panel_tokens = 12,
     .fp8_panel_tokens = 14,
     .bf16_panel_tokens = 5,
+    .nvfp4_decode_tokens = kDecodeTokens,
     .activation_bytes = 4,
     .pack_bf16 = PackBf16,
     .pack_nvfp4 = PackNvfp4,
@@ -198,6 +201,7 @@ const CpuKernels kAvx512Kernels = {
     .expand_fp8 = ExpandFp8,
     .panel_gemm = PanelGemm,
     .gated_activation = Gated,
+    .add_scaled = AddScaled,
 };
 
 }  // namespace nibble::kernels::cpu

@@ -5,9 +5,11 @@
 
 #include <immintrin.h>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "kernels/cpu/ahead.h"
 #include "kernels/cpu/cpu_kernels.h"
@@ -230,14 +232,24 @@ inline __m512 Exp(__m512 x) {
 
 // min and max give their second operand when either is a NaN: data stand there, so that a NaN comes
 // through.
-void Gated(const GatedActivation& how, const float* gate, const float* up, float* h) {
+void Gated(const GatedActivation& how, const float* gate, const float* up, int64_t groups,
+           float* h) {
   const __m512 limit = _mm512_set1_ps(how.limit), one = _mm512_set1_ps(1);
-  const __m512 g = _mm512_min_ps(limit, _mm512_loadu_ps(gate));
-  const __m512 u =
-      _mm512_max_ps(_mm512_set1_ps(-how.limit), _mm512_min_ps(limit, _mm512_loadu_ps(up)));
-  const __m512 e = Exp(_mm512_mul_ps(_mm512_set1_ps(-how.alpha), g));
-  const __m512 glu = _mm512_div_ps(g, _mm512_add_ps(one, e));
-  _mm512_storeu_ps(h, _mm512_mul_ps(_mm512_add_ps(u, _mm512_set1_ps(how.beta)), glu));
+  for (int64_t i = 0; i < groups * 16; i += 16) {
+    const __m512 g = _mm512_min_ps(limit, _mm512_loadu_ps(gate + i));
+    const __m512 u =
+        _mm512_max_ps(_mm512_set1_ps(-how.limit), _mm512_min_ps(limit, _mm512_loadu_ps(up + i)));
+    const __m512 e = Exp(_mm512_mul_ps(_mm512_set1_ps(-how.alpha), g));
+    const __m512 glu = _mm512_div_ps(g, _mm512_add_ps(one, e));
+    _mm512_storeu_ps(h + i, _mm512_mul_ps(_mm512_add_ps(u, _mm512_set1_ps(how.beta)), glu));
+  }
+}
+
+void AddScaled(const float* x, float factor, int64_t groups, float* y) {
+  const __m512 f = _mm512_set1_ps(factor);
+  for (int64_t i = 0; i < groups * 16; i += 16) {
+    _mm512_storeu_ps(y + i, _mm512_fmadd_ps(_mm512_loadu_ps(x + i), f, _mm512_loadu_ps(y + i)));
+  }
 }
 
 }  // namespace

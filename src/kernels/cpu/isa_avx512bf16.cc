@@ -48,6 +48,20 @@ void PackFp8(const float* x, int64_t groups, float scale, Byte* out) {
   }
 }
 
+/// Nibble n of each 16-bit word as bf16.
+inline __m512bh LookUp(__m512i codes, int n, __m512i table) {
+  return (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(codes, 4 * n), table);
+}
+
+template <int kTokens>
+inline void AddProducts(__m512bh w, const Byte* const (&x)[kTokens], int64_t at,
+                        __m512 (&sum)[kTokens]) {
+#pragma GCC unroll 8
+  for (int t = 0; t < kTokens; ++t) {
+    sum[t] = _mm512_dpbf16_ps(sum[t], w, BroadcastPair(x[t] + at));
+  }
+}
+
 /// Codes are multiplied as they are; the sum of each group of 16 k meets its block scale in fp32.
 template <int kTokens>
 void DecodeNvfp4Tokens(const Byte* strip, const Byte* next, int64_t tiles, const Byte* const* x,
@@ -56,7 +70,7 @@ void DecodeNvfp4Tokens(const Byte* strip, const Byte* next, int64_t tiles, const
   const __m512i table = CodesAsBf16();
   const Byte* p[kTokens];
   __m512 sum[kTokens];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int t = 0; t < kTokens; ++t) {
     p[t] = x[t];
     sum[t] = _mm512_setzero_ps();
@@ -68,27 +82,42 @@ void DecodeNvfp4Tokens(const Byte* strip, const Byte* next, int64_t tiles, const
       const __m512 scale = LoadScales(strip + 512 + group * 16);
       const __m512i z0 = _mm512_loadu_si512(strip + group * 128);
       const __m512i z1 = _mm512_loadu_si512(strip + group * 128 + 64);
-      __m512bh w[8];
-#pragma GCC unroll 4
-      for (int n = 0; n < 4; ++n) {
-        w[n] = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(z0, 4 * n), table);
-        w[n + 4] = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(z1, 4 * n), table);
-      }
-#pragma GCC unroll 4
-      for (int t = 0; t < kTokens; ++t) {
-        const Byte* q = p[t] + tile * 128 + group * 32;
-        __m512 a = _mm512_setzero_ps(), b = _mm512_setzero_ps();
+      __m512 a[kTokens], b[kTokens];
+#pragma GCC unroll 8
+      for (int t = 0; t < kTokens; ++t) a[t] = b[t] = _mm512_setzero_ps();
+      if constexpr (kTokens <= 4) {
+        // All weights looked up, then token by token; more tokens' sums leave no room for that.
+        __m512bh w[8];
 #pragma GCC unroll 4
         for (int n = 0; n < 4; ++n) {
-          a = _mm512_dpbf16_ps(a, w[n], BroadcastPair(q + 4 * n));
-          b = _mm512_dpbf16_ps(b, w[n + 4], BroadcastPair(q + 16 + 4 * n));
+          w[n] = LookUp(z0, n, table);
+          w[n + 4] = LookUp(z1, n, table);
         }
-        sum[t] = _mm512_fmadd_ps(_mm512_add_ps(a, b), scale, sum[t]);
+#pragma GCC unroll 4
+        for (int t = 0; t < kTokens; ++t) {
+          const Byte* q = p[t] + tile * 128 + group * 32;
+#pragma GCC unroll 4
+          for (int n = 0; n < 4; ++n) {
+            a[t] = _mm512_dpbf16_ps(a[t], w[n], BroadcastPair(q + 4 * n));
+            b[t] = _mm512_dpbf16_ps(b[t], w[n + 4], BroadcastPair(q + 16 + 4 * n));
+          }
+        }
+      } else {
+#pragma GCC unroll 4
+        for (int n = 0; n < 4; ++n)
+          AddProducts(LookUp(z0, n, table), p, tile * 128 + group * 32 + 4 * n, a);
+#pragma GCC unroll 4
+        for (int n = 0; n < 4; ++n)
+          AddProducts(LookUp(z1, n, table), p, tile * 128 + group * 32 + 16 + 4 * n, b);
+      }
+#pragma GCC unroll 8
+      for (int t = 0; t < kTokens; ++t) {
+        sum[t] = _mm512_fmadd_ps(_mm512_add_ps(a[t], b[t]), scale, sum[t]);
       }
     }
   }
   const __m512 unit = _mm512_set1_ps(kScaleUnit), factor = _mm512_set1_ps(global);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int t = 0; t < kTokens; ++t) {
     _mm512_storeu_ps(y + t * ldy, _mm512_mul_ps(_mm512_mul_ps(sum[t], unit), factor));
   }
@@ -173,15 +202,18 @@ void PanelBlock(const Byte* const* panels, bool from_memory, int64_t tiles, cons
   }
 }
 
+constexpr int kNvfp4Tokens = 8;
+
 #include "kernels/cpu/isa_avx512_drivers.inc"
 
 }  // namespace
 
 const CpuKernels kAvx512Bf16Kernels = {
     .isa = CpuIsa::kAvx512Bf16,
-    .nvfp4_panel_tokens = 16,
+    .nvfp4_panel_tokens = 28,
     .fp8_panel_tokens = 14,
     .bf16_panel_tokens = 5,
+    .nvfp4_decode_tokens = kNvfp4Tokens,
     .activation_bytes = 2,
     .pack_bf16 = PackBf16,
     .pack_nvfp4 = PackNvfp4,
@@ -194,6 +226,7 @@ const CpuKernels kAvx512Bf16Kernels = {
     .expand_fp8 = ExpandFp8,
     .panel_gemm = PanelGemm,
     .gated_activation = Gated,
+    .add_scaled = AddScaled,
 };
 
 }  // namespace nibble::kernels::cpu

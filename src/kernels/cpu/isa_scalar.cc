@@ -145,13 +145,18 @@ void PanelGemm(const std::byte* const* panels, int strips, bool, int64_t tiles,
   }
 }
 
-void Gated(const GatedActivation& how, const float* gate, const float* up, float* h) {
-  for (int i = 0; i < kRows; ++i) {
+void Gated(const GatedActivation& how, const float* gate, const float* up, int64_t groups,
+           float* h) {
+  for (int64_t i = 0; i < groups * kRows; ++i) {
     const float g = how.limit < gate[i] ? how.limit : gate[i];
     float u = how.limit < up[i] ? how.limit : up[i];
     u = u < -how.limit ? -how.limit : u;
     h[i] = (u + how.beta) * (g / (1.0f + std::exp(-how.alpha * g)));
   }
+}
+
+void AddScaled(const float* x, float factor, int64_t groups, float* y) {
+  for (int64_t i = 0; i < groups * kRows; ++i) y[i] += factor * x[i];
 }
 
 }  // namespace
@@ -161,6 +166,7 @@ const CpuKernels kScalarKernels = {
     .nvfp4_panel_tokens = 5,
     .fp8_panel_tokens = 5,
     .bf16_panel_tokens = 5,
+    .nvfp4_decode_tokens = kDecodeTokens,
     .activation_bytes = sizeof(float),
     .pack_bf16 = PackBf16,
     .pack_nvfp4 = PackNvfp4,
@@ -173,6 +179,7 @@ const CpuKernels kScalarKernels = {
     .expand_fp8 = ExpandFp8,
     .panel_gemm = PanelGemm,
     .gated_activation = Gated,
+    .add_scaled = AddScaled,
 };
 
 }  // namespace nibble::kernels::cpu

@@ -283,7 +283,7 @@ TEST_P(IsaTest, ActivationFunctionsAreWithinAFewUlp) {
         gate[i] = from + static_cast<float>(i) * 0.021f;
         up[i] = static_cast<float>(i - 8) * 1.3f;
       }
-      kernels().gated_activation(how, gate, up, h);
+      kernels().gated_activation(how, gate, up, 1, h);
       for (int i = 0; i < 16; ++i) {
         const double g = std::min<double>(gate[i], how.limit);
         const double u = std::max(-double{how.limit}, std::min<double>(up[i], how.limit));
@@ -301,7 +301,7 @@ TEST_P(IsaTest, ActivationFunctionsLetNansThrough) {
   float gate[16] = {}, up[16] = {}, h[16];
   gate[3] = up[5] = std::numeric_limits<float>::quiet_NaN();
   gate[5] = up[3] = 1;
-  kernels().gated_activation({.limit = 7}, gate, up, h);
+  kernels().gated_activation({.limit = 7}, gate, up, 1, h);
   for (int i = 0; i < 16; ++i) EXPECT_EQ(std::isnan(h[i]), i == 3 || i == 5) << i;
 }
 
@@ -351,13 +351,18 @@ TEST_P(IsaTest, DecodeAndPanelsAreWithinTheFp32Bound) {
         }
       };
       const float nan = std::numeric_limits<float>::quiet_NaN();
-      for (int tokens = 1; tokens <= kDecodeTokens; ++tokens) {
+      const bool nvfp4 = format == TileFormat::kNvfp4;
+      const int most = nvfp4 ? kernels().nvfp4_decode_tokens : kDecodeTokens;
+      std::vector<float> alone;  // a token's bits do not depend on the others
+      for (int tokens = 1; tokens <= most; ++tokens) {
         std::vector<float> y(tokens * 50, nan);
         const auto decode = format == TileFormat::kNvfp4 ? kernels().decode_nvfp4
                             : format == TileFormat::kFp8 ? kernels().decode_fp8
                                                          : kernels().decode_bf16;
         decode(view.strip(1), view.strip(2), tiles, rows, tokens, m.global, y.data(), 50);
         check(y, tokens, 1, 1);
+        if (tokens == 1) alone = y;
+        EXPECT_EQ(0, std::memcmp(y.data(), alone.data(), 16 * sizeof(float))) << tokens;
       }
       for (int strips = 1; strips <= 3; ++strips) {
         for (int64_t tokens = 1; tokens <= kTokens; ++tokens) {
@@ -368,6 +373,22 @@ TEST_P(IsaTest, DecodeAndPanelsAreWithinTheFp32Bound) {
         }
       }
     }
+  }
+}
+
+TEST_P(IsaTest, AddScaledAddsToEveryElementAndNoOther) {
+  Random random(4);
+  for (int64_t groups : {1, 3, 7}) {
+    const std::vector<float> x = RandomFloats(random, 16 * groups);
+    const std::vector<float> before = RandomFloats(random, 16 * groups + 1);
+    std::vector<float> y = before;
+    kernels().add_scaled(x.data(), 0.37f, groups, y.data());
+    for (int64_t i = 0; i < 16 * groups; ++i) {
+      const double product = double{0.37f} * x[i];
+      const double bound = kEpsilon * (std::abs(product) + std::abs(before[i] + product));
+      ASSERT_NEAR(y[i], before[i] + product, bound) << i;
+    }
+    EXPECT_EQ(y[16 * groups], before[16 * groups]);
   }
 }
 

@@ -13,7 +13,7 @@ namespace nibble::kernels::cpu {
 // What Linear and Experts share: a few strips of one matrix against some tokens.
 
 /// Tokens that a block of results is made for, where it does not go straight to its place.
-inline constexpr int kBlockTokens = 8;
+inline constexpr int kBlockTokens = 48;
 /// Floats from one token to the next in such a block.
 inline constexpr int64_t kBlockStride = kPanelStrips * kStripRows;
 
@@ -96,13 +96,16 @@ class StripGroup {
     const auto decode = format == TileFormat::kNvfp4 ? kernels_.decode_nvfp4
                         : format == TileFormat::kFp8 ? kernels_.decode_fp8
                                                      : kernels_.decode_bf16;
+    const int most = format == TileFormat::kNvfp4 ? kernels_.nvfp4_decode_tokens : kDecodeTokens;
     for (int s = 0; s < strips; ++s) {
       const bool last = first + count == tiles_;
       const std::byte* next = last ? Next(s0 + s) : at[s] + count * TileBytes(format);
-      for (int64_t t = 0; t < tokens; t += kDecodeTokens) {
-        const int n = static_cast<int>(std::min<int64_t>(kDecodeTokens, tokens - t));
-        decode(at[s], t + n < tokens ? at[s] : next, count, x + t, n, global,
+      int64_t t = 0;
+      for (int64_t blocks = (tokens + most - 1) / most; blocks > 0; --blocks) {
+        const int64_t n = (tokens - t + blocks - 1) / blocks;  // near-equal: 5 as 3 + 2
+        decode(at[s], blocks > 1 ? at[s] : next, count, x + t, static_cast<int>(n), global,
                y + t * ldy + s * kStripRows, ldy);
+        t += n;
       }
     }
   }
