@@ -91,19 +91,19 @@ uint64_t PreparedWeightBytes(const PlannedModule& m, const Deployment& to) {
 }
 
 /// Activations of one batch: the residual and its two temporaries, the widest mixer's, the dense or
-/// shared MLP's halves, the experts' intermediates, logits.
-uint64_t WorkspaceBytes(const checkpoint::ModelConfig& c) {
+/// shared MLP's halves, the experts' x and h, logits.
+uint64_t WorkspaceBytes(const checkpoint::ModelConfig& c, int64_t context) {
+  const int64_t rows = std::min(kMaxBatchTokens, context);
   const int64_t queries = static_cast<int64_t>(c.n_heads) * c.head_dim;
   const int64_t attention =
       queries * (c.attention_gate ? 3 : 2) + 2 * static_cast<int64_t>(c.n_kv_heads) * c.head_dim;
   const int64_t values = static_cast<int64_t>(c.delta_v_heads) * c.delta_v_dim;
   const int64_t delta = 2 * c.DeltaChannels() + 3 * values;
   const int64_t dense = 3 * static_cast<int64_t>(std::max(c.intermediate, c.shared_intermediate));
-  const int64_t experts =
-      static_cast<int64_t>(c.top_k) * (3 * static_cast<int64_t>(c.moe_intermediate) + c.hidden);
-  return 4 * static_cast<uint64_t>(kMaxBatchTokens * (3 * static_cast<int64_t>(c.hidden) +
-                                                      attention + delta + dense + experts) +
-                                   c.vocab);
+  const int64_t experts = c.hidden + 2 * static_cast<int64_t>(c.top_k) * c.moe_intermediate;
+  return 4 * static_cast<uint64_t>(
+                 rows * (3 * static_cast<int64_t>(c.hidden) + attention + delta + dense + experts) +
+                 c.vocab);
 }
 
 /// Keys and values of one rank in the layers that have a cache, the MTP module's own among them.
@@ -309,7 +309,7 @@ Result<Plan> MakePlan(const checkpoint::Checkpoint& checkpoint, const DeviceInfo
   PlanKvCache(wishes, quant, &plan);
   plan.memory.kv = KvBytes(plan, RanksOf(wishes));
   plan.memory.state = StateBytes(plan.model);
-  plan.memory.workspace = WorkspaceBytes(plan.model);
+  plan.memory.workspace = WorkspaceBytes(plan.model, plan.context);
   return plan;
 }
 

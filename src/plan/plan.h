@@ -49,7 +49,7 @@ struct Plan {
 };
 
 /// Tokens that one forward pass takes at most: what the workspace is sized for.
-inline constexpr int64_t kMaxBatchTokens = 512;
+inline constexpr int64_t kMaxBatchTokens = 1024;
 
 /// Reads configurations alone, no tensor: the plan is the label's, whatever the file holds.
 /// errors  kUnsupported (no kernel; every candidate's reasons), kCorruptFile (configuration)
