@@ -51,12 +51,16 @@ void Report(const engine::Engine& engine, const engine::Request& request,
   fmt::print("\n");
   std::fflush(stdout);
   const double decode = DecodeRate(c);
+  // With speculation a token is no pass over the weights.
+  const bool passes = c.speculation.draft_tokens == 0;
+  const double gigabytes = 1e-9 * decode * static_cast<double>(engine.BytesPerToken());
   fmt::print(stderr,
              "\nload {:.2f} s | prompt {} tokens, {:.0f} tok/s, TTFT {:.1f} ms | decode {} tokens, "
-             "{:.0f} tok/s, {:.1f} GB/s of weights | {}\n",
+             "{:.0f} tok/s{} | {}\n",
              c.timings.load_seconds, request.prompt.size(), PromptRate(request, c),
              1e3 * c.timings.prompt.seconds, c.ids.size(), decode,
-             1e-9 * decode * static_cast<double>(engine.BytesPerToken()), NameOf(c.finish_reason));
+             passes ? fmt::format(", {:.1f} GB/s of weights", gigabytes) : "",
+             NameOf(c.finish_reason));
   if (c.speculation.draft_tokens > 0) fmt::print(stderr, "{}\n", SpeculationText(c.speculation));
 }
 

@@ -128,15 +128,7 @@ void BenchParts(CpuIsa isa) {
 }
 
 int Main(int argc, char** argv) {
-  std::vector<int> threads;
-  for (int i = 1; i < argc; ++i) {
-    if (std::strcmp(argv[i], "--only") == 0 && i + 1 < argc) {
-      bench::only = argv[++i];
-    } else {
-      threads.push_back(std::max(1, std::atoi(argv[i])));
-    }
-  }
-  if (threads.empty()) threads = {1, AvailableCores()};
+  const std::vector<int> threads = bench::ParseThreads(argc, argv, {1, AvailableCores()});
   const auto chosen = cpu::ChooseIsa(std::getenv("NIBBLE_ISA"));
   if (!chosen) {
     fmt::print(stderr, "{}\n", chosen.error().Message());

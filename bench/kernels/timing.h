@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -23,6 +25,19 @@ inline double Median(std::vector<double> v) {
 }
 
 inline std::string only;  // --only
+
+/// [--only TEXT] [THREADS...]; the thread counts, `all` if none is given.
+inline std::vector<int> ParseThreads(int argc, char** argv, std::vector<int> all) {
+  std::vector<int> threads;
+  for (int i = 1; i < argc; ++i) {
+    if (std::strcmp(argv[i], "--only") == 0 && i + 1 < argc) {
+      only = argv[++i];
+    } else {
+      threads.push_back(std::max(1, std::atoi(argv[i])));
+    }
+  }
+  return threads.empty() ? all : threads;
+}
 
 inline bool Wanted(const std::string& what) { return what.find(only) != std::string::npos; }
 

@@ -20,19 +20,23 @@ constexpr char kQwen3Moe30b[] = R"({
 
 Json Base() { return *Json::Parse(kQwen3Moe30b); }
 
-/// The base with the members of `changes` set, and those that it sets to "-" taken away.
-Json With(const std::string& changes) {
-  Json json = Base();
+/// Sets the members of `changes`, and takes those away that it sets to "-".
+void Merge(Json& into, const std::string& changes) {
   const Json parsed = *Json::Parse(changes);
   for (const auto& [key, value] : parsed.object()) {
     if (value == Json("-")) {
-      std::erase_if(json.object(), [&, k = std::string_view(key)](const auto& member) {
+      std::erase_if(into.object(), [&, k = std::string_view(key)](const auto& member) {
         return member.first == k;
       });
     } else {
-      json.Set(key, value);
+      into.Set(key, value);
     }
   }
+}
+
+Json With(const std::string& changes) {
+  Json json = Base();
+  Merge(json, changes);
   return json;
 }
 
@@ -314,11 +318,6 @@ constexpr char kHybridText[] = R"({
   "rms_norm_eps": 1e-06, "hidden_act": "silu", "num_experts": 256, "num_experts_per_tok": 8,
   "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512, "mtp_num_hidden_layers": 1,
   "mtp_use_dedicated_embeddings": false, "max_position_embeddings": 262144, "eos_token_id": 248044})";
-
-void Merge(Json& into, const std::string& changes) {
-  const Json parsed = *Json::Parse(changes);
-  for (const auto& [key, value] : parsed.object()) into.Set(key, value);
-}
 
 /// The text_config with members set, inside its wrapper.
 Json Hybrid(const std::string& changes = "{}", const std::string& outer = "{}") {

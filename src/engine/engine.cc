@@ -9,6 +9,7 @@
 #include "kernels/cpu/isa.h"
 
 namespace nibble::engine {
+
 std::string_view NameOf(FinishReason reason) {
   switch (reason) {
     case FinishReason::kStop:
@@ -88,6 +89,7 @@ SamplingParameters Engine::default_sampling() const {
 uint64_t Engine::BytesPerToken() const {
   uint64_t total = 0;
   for (const plan::PlannedModule& m : plan_.modules) {
+    if (m.spec.name.starts_with("mtp.")) continue;  // which drafts, and reads for what it drafts
     // Four bits and one e4m3 scale for 16, a byte, or 16 bits.
     const double bytes = !m.effective.weight ? 2 : m.effective.weight == kNvfp4Static ? 0.5625 : 1;
     const checkpoint::ModuleSpec& s = m.spec;

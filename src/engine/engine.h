@@ -92,7 +92,7 @@ class Engine {
 
   /// The checkpoint's own sampling (generation_config.json); neutral where that says nothing.
   SamplingParameters default_sampling() const;
-  /// Bytes of weights that one decoded token reads.
+  /// Bytes of weights that one decoded token reads, drafts aside.
   uint64_t BytesPerToken() const;
 
   /// errors  kInvalidArgument (empty prompt, an id outside the vocabulary, a prompt longer than the

@@ -72,55 +72,12 @@ TEST(Hybrid, AnySplitOfAPromptGivesTheSameLogitsOnReference) {
 
 TEST(Hybrid, CpuIsWithinSixteenBitNoiseOfTheReference) {
   SKIP_WITHOUT_DATA();
-  for (const Subject& s : Weight16()) {
-    const Reference want(s.reference);
-    auto truth = Rig::Open(s.dir, Reference64(), CpuIsa::kScalar);
-    ASSERT_TRUE(truth.ok());
-    for (CpuIsa isa : IsasHere()) {
-      auto rig = Rig::Open(s.dir, {}, isa);
-      ASSERT_TRUE(rig.ok()) << rig.error().Message();
-      const std::string what = fmt::format("{} {}", s.name, NameOf(isa));
-      int close = 0;
-      double worst = 0;
-      for (int p = 0; p < want.prompts(); ++p) {
-        const auto prompt = want.Ints(fmt::format("p{}.ids", p));
-        const auto logits = (*rig)->Logits(prompt, static_cast<int64_t>(prompt.size()) - 1);
-        const double error = RelativeL2(logits.back(), want.Floats(fmt::format("p{}.logits", p)));
-        if (error <= 0.02) {
-          ++close;
-          worst = std::max(worst, error);
-          ExpectSureTokens(**rig, want, p, plan::kMaxBatchTokens, what + " prefill");
-          ExpectSureTokens(**rig, want, p, 13, what + " in parts of 13");
-          if (prompt.size() < 64) ExpectSureTokens(**rig, want, p, 1, what + " decode");
-        } else {
-          std::cout << what << " prompt " << p << ": relative L2 " << error << "\n";
-          EXPECT_LT(FirstRouterNearTie(**rig, **truth, prompt), 0.02) << what << " prompt " << p;
-        }
-      }
-      std::cout << what << ": " << close << " of 8 prompts within 2 %, the worst of them "
-                << 100 * worst << " %\n";
-      EXPECT_GE(close, 6) << what;
-    }
-  }
+  for (const Subject& s : Weight16()) ExpectCpuIsNear(s, 0.02, 2, {13});
 }
 
 TEST(Hybrid, CpuResultsDoNotDependOnTheNumberOfThreads) {
   SKIP_WITHOUT_DATA();
-  for (const Subject& s : HybridCheckpoints()) {
-    const auto prompt = Reference(s.reference).Ints("p6.ids");
-    std::vector<float> first;
-    for (int threads : {1, 2, 3, 7}) {
-      ThreadPool pool(threads);
-      auto rig =
-          Rig::Open(s.dir, {}, IsasHere().back(), [&](Backend glue, CpuIsa isa, ThreadPool&) {
-            return std::make_unique<kernels::HostOperators>(glue, isa, pool);
-          });
-      ASSERT_TRUE(rig.ok());
-      const auto logits = (*rig)->Logits(prompt, static_cast<int64_t>(prompt.size()) - 1);
-      if (first.empty()) first = logits.back();
-      EXPECT_EQ(first, logits.back()) << s.name << " " << threads << " threads";
-    }
-  }
+  for (const Subject& s : HybridCheckpoints()) ExpectSameOnAnyNumberOfThreads(s);
 }
 
 // ---- Multi-token prediction.

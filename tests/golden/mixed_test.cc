@@ -37,26 +37,6 @@ std::vector<float> LastLogits(Rig& rig, std::span<const int32_t> ids) {
   return rig.Logits(ids, static_cast<int64_t>(ids.size()) - 1).back();
 }
 
-/// The operators with every embedded number moved by up to `size` of itself.
-class NoisyOperators : public kernels::HostOperators {
- public:
-  NoisyOperators(Backend glue, CpuIsa isa, ThreadPool& pool, double size)
-      : HostOperators(glue, isa, pool), size_(size) {}
-  void Embed(const CanonicalBf16& table, std::span<const int32_t> ids,
-             kernels::Matrix out) override {
-    HostOperators::Embed(table, ids, out);
-    auto* x = static_cast<float*>(out.data);
-    for (int64_t i = 0; i < out.rows * out.cols; ++i) {
-      const double uniform = engine::UniformAt(seed, static_cast<uint64_t>(i));
-      x[i] *= static_cast<float>(1 + size_ * (2 * uniform - 1));
-    }
-  }
-  uint64_t seed = 0;
-
- private:
-  const double size_;
-};
-
 /// The most that noise of the size of float32's own moves the logits of each prompt, in double: the
 /// noise itself where no FP8 or FP4 decision lies near its boundary, and the step of a code where
 /// one does. There a float32 run proves nothing.

@@ -105,25 +105,6 @@ void Print(const Rig& rig, const char* what, const BlockKey& key, double distanc
 // W4A4 is discontinuous. What follows finds the FP4 decision that lies so near a rounding boundary
 // that float32 noise turns it: the only excuse for a prompt that differs from a float32 reference.
 
-/// The operators with every embedded number moved by up to 1e-6 of itself: what float32 rounds away
-/// in a forward pass.
-class PerturbedOperators : public kernels::HostOperators {
- public:
-  PerturbedOperators(Backend glue, CpuIsa isa, ThreadPool& pool, uint64_t seed)
-      : HostOperators(glue, isa, pool), seed_(seed) {}
-  void Embed(const CanonicalBf16& table, std::span<const int32_t> ids,
-             kernels::Matrix out) override {
-    HostOperators::Embed(table, ids, out);
-    auto* x = static_cast<float*>(out.data);
-    for (int64_t i = 0; i < out.rows * out.cols; ++i) {
-      x[i] *= 1 + 2e-6f * (static_cast<float>(engine::UniformAt(seed_, i)) - 0.5f);
-    }
-  }
-
- private:
-  uint64_t seed_;
-};
-
 /// For a prompt whose logits differ: the first decision that noise turns. Its distance to the
 /// boundary.
 double FirstDecisionThatNoiseTurns(const Subject& s, Rig& rig, std::span<const int32_t> prompt) {
@@ -131,7 +112,9 @@ double FirstDecisionThatNoiseTurns(const Subject& s, Rig& rig, std::span<const i
   for (uint64_t seed = 1; seed <= 10; ++seed) {
     auto moved = Rig::Open(s.dir, Reference64(), CpuIsa::kScalar,
                            [&](Backend glue, CpuIsa isa, ThreadPool& pool) {
-                             return std::make_unique<PerturbedOperators>(glue, isa, pool, seed);
+                             auto made = std::make_unique<NoisyOperators>(glue, isa, pool, 1e-6);
+                             made->seed = seed;
+                             return made;
                            });
     if (!moved) return HUGE_VAL;
     const auto other = CodesOf(**moved, prompt);

@@ -232,6 +232,64 @@ Layer0 RunLayer0(Rig& rig, const std::vector<float>& in) {
   return r;
 }
 
+void ExpectCpuIsNear(const Subject& s, double limit, int exceptions,
+                     std::initializer_list<int64_t> parts) {
+  const Reference want(s.reference);
+  auto truth = Rig::Open(s.dir, Reference64(), CpuIsa::kScalar);
+  ASSERT_TRUE(truth.ok());
+  for (CpuIsa isa : IsasHere()) {
+    auto rig = Rig::Open(s.dir, {}, isa);
+    ASSERT_TRUE(rig.ok()) << rig.error().Message();
+    const std::string what = fmt::format("{} {}", s.name, NameOf(isa));
+    int close = 0;
+    double worst = 0;
+    for (int p = 0; p < want.prompts(); ++p) {
+      const auto prompt = want.Ints(fmt::format("p{}.ids", p));
+      const auto logits = (*rig)->Logits(prompt, static_cast<int64_t>(prompt.size()) - 1);
+      const double error = RelativeL2(logits.back(), want.Floats(fmt::format("p{}.logits", p)));
+      if (error <= limit) {
+        ++close;
+        worst = std::max(worst, error);
+        ExpectSureTokens(**rig, want, p, plan::kMaxBatchTokens, what + " prefill");
+        for (const int64_t part : parts)
+          ExpectSureTokens(**rig, want, p, part, fmt::format("{} in parts of {}", what, part));
+        if (prompt.size() < 64) ExpectSureTokens(**rig, want, p, 1, what + " decode");
+      } else {
+        std::cout << what << " prompt " << p << ": relative L2 " << error << "\n";
+        EXPECT_LT(FirstRouterNearTie(**rig, **truth, prompt), 0.02) << what << " prompt " << p;
+      }
+    }
+    std::cout << what << ": " << close << " of " << want.prompts() << " prompts within "
+              << 100 * limit << " %, the worst of them " << 100 * worst << " %\n";
+    EXPECT_GE(close, want.prompts() - exceptions) << what;
+  }
+}
+
+void ExpectSameOnAnyNumberOfThreads(const Subject& s) {
+  const auto prompt = Reference(s.reference).Ints("p6.ids");
+  std::vector<float> first;
+  for (int threads : {1, 2, 3, 7}) {
+    ThreadPool pool(threads);
+    auto rig = Rig::Open(s.dir, {}, IsasHere().back(), [&](Backend glue, CpuIsa isa, ThreadPool&) {
+      return std::make_unique<kernels::HostOperators>(glue, isa, pool);
+    });
+    ASSERT_TRUE(rig.ok());
+    const auto logits = (*rig)->Logits(prompt, static_cast<int64_t>(prompt.size()) - 1);
+    if (first.empty()) first = logits.back();
+    EXPECT_EQ(first, logits.back()) << s.name << " " << threads << " threads";
+  }
+}
+
+void NoisyOperators::Embed(const CanonicalBf16& table, std::span<const int32_t> ids,
+                           kernels::Matrix out) {
+  HostOperators::Embed(table, ids, out);
+  auto* x = static_cast<float*>(out.data);
+  for (int64_t i = 0; i < out.rows * out.cols; ++i) {
+    const double uniform = engine::UniformAt(seed, static_cast<uint64_t>(i));
+    x[i] *= static_cast<float>(1 + size_ * (2 * uniform - 1));
+  }
+}
+
 plan::Wishes Reference64() {
   plan::Wishes wishes;
   wishes.any = Backend::kReference;

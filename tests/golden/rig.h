@@ -1,6 +1,7 @@
 #pragma once
 
 #include <functional>
+#include <initializer_list>
 #include <map>
 #include <memory>
 #include <optional>
@@ -88,6 +89,28 @@ void ExpectSureTokens(Rig& rig, const Reference& want, int p, int64_t batch,
 /// decided there: the relative gap of the k-th and the (k+1)-th probability. Infinite when no token
 /// differs.
 double FirstRouterNearTie(Rig& rig, Rig& truth, std::span<const int32_t> ids);
+
+/// Backend CPU on every instruction set: each prompt's logits within `limit` (relative L2) of the
+/// reference's, or the router's near tie named that turns its experts, on all but `exceptions`; and
+/// every sure token in one batch, in parts of each of `parts`, and for short prompts one by one.
+void ExpectCpuIsNear(const Subject& s, double limit, int exceptions,
+                     std::initializer_list<int64_t> parts);
+/// Backend CPU gives the same bits on 1, 2, 3 and 7 threads.
+void ExpectSameOnAnyNumberOfThreads(const Subject& s);
+
+/// The operators with every embedded number moved by up to `size` of itself: with 1e-6, by what
+/// float32 rounds away in a forward pass.
+class NoisyOperators : public kernels::HostOperators {
+ public:
+  NoisyOperators(Backend glue, CpuIsa isa, ThreadPool& pool, double size)
+      : HostOperators(glue, isa, pool), size_(size) {}
+  void Embed(const CanonicalBf16& table, std::span<const int32_t> ids,
+             kernels::Matrix out) override;
+  uint64_t seed = 0;
+
+ private:
+  const double size_;
+};
 
 /// Layer 0's experts, the shared one among them, alone.
 struct Layer0 {
