@@ -91,7 +91,8 @@ BenchModel Describe(const Arguments& a, engine::Engine& engine) {
   m.isa = NameOf(plan.device.isa);
   m.threads = engine.pool().threads();
   m.bytes = engine.checkpoint().total_bytes();
-  m.packed = engine.weights().arena.size();
+  m.packed = plan.memory.weights;
+  m.mapped = plan.memory.mapped;
   m.parameters = ParametersOf(plan);
   m.per_token = engine.BytesPerToken();
   m.draft_tokens = plan.draft_tokens;

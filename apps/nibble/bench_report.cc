@@ -69,6 +69,7 @@ Json::Object Fields(const BenchModel& m, const BenchResult& r) {
           {"acceptance_length", JsonOr(r.AcceptanceLength())},
           {"load_s", m.load_seconds},
           {"packed_bytes", m.packed},
+          {"mapped_bytes", m.mapped},
           {"peak_anonymous_bytes", m.peak_anonymous},
           {"peak_resident_bytes", m.peak_resident},
           {"samples_ns", std::move(nanoseconds)},
@@ -242,9 +243,10 @@ void BenchReport::CsvRow(const Json::Object& fields) {
 void BenchReport::Footer(const BenchModel& m) {
   if (format_ != BenchFormat::kMarkdown) return;
   fmt::print(
-      "\n{} threads read {:.1f} GB/s | load {:.1f} s: {} of tensors, {} packed | peak memory {} "
+      "\n{} threads read {:.1f} GB/s | load {:.2f} s: {} of tensors, {} packed{} | peak memory {} "
       "({:.2f} x the tensors), {} with pages of files\n\n",
       m.threads, m.bandwidth * 1e-9, m.load_seconds, Size(m.bytes), Size(m.packed),
+      m.mapped > 0 ? fmt::format(", {} left in the file", Size(m.mapped)) : "",
       Size(m.peak_anonymous), static_cast<double>(m.peak_anonymous) / static_cast<double>(m.bytes),
       Size(m.peak_resident));
   for (const BenchResult& r : profiled_) ProfileTable(r);

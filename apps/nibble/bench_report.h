@@ -18,6 +18,7 @@ struct BenchModel {
   int layers = 0, threads = 0;
   uint64_t bytes = 0;       // of the checkpoint's tensors
   uint64_t packed = 0;      // of weights as the kernels want them
+  uint64_t mapped = 0;      // of weights in the file's pages
   int64_t parameters = 0;   // of what is run
   uint64_t per_token = 0;   // bytes of weights that a decoded token reads
   int draft_tokens = 0;     // of speculation, a round; 0: none

@@ -81,6 +81,9 @@ void ModelOptions::AddTo(CLI::App& app) {
   app.add_flag("--batch-invariant", batch_invariant,
                "a token's numbers do not depend on how many are computed with it: chunks and "
                "speculation change no bit; prefill is slower");
+  app.add_flag("--no-repack", no_repack,
+               "leave the weights in the file's pages: instant start and little memory of its own, "
+               "the same numbers, but slower, since they are packed each time they are used");
   app.add_option("--ctx", context,
                  "tokens of context to reserve (default: the model's own, up to 32768)")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
@@ -94,6 +97,7 @@ Result<engine::EngineOptions> ModelOptions::Parse() const {
   out.threads = threads;
   out.wishes.context = context;
   out.wishes.batch_invariant = batch_invariant;
+  out.wishes.map_weights = no_repack;
   NIBBLE_CHECK_OK(plan::ParseMoeBackend(moe_backend, &out.wishes));
   NIBBLE_CHECK_OK(plan::ParseActivationPrecision(activation_precision, &out.wishes));
   NIBBLE_CHECK_OK(plan::ParseKvDtype(kv_cache_dtype, &out.wishes));
@@ -190,9 +194,10 @@ void ProgressBar::Update(uint64_t done, uint64_t total, std::string_view unit) {
   const double part = static_cast<double>(done) / static_cast<double>(total);
   const int filled = static_cast<int>(part * kWidth);
   const double scale = unit == "MB" ? 1e-6 : 1;
-  fmt::print(stderr, "\r{} [{:=<{}}{: <{}}] {:.0f}/{:.0f} {}  {:.0f} s left\033[K", label_, "",
-             filled, "", kWidth - filled, static_cast<double>(done) * scale,
+  fmt::print(stderr, "\r{} [{:=<{}}{: <{}}] {:.0f}/{:.0f} {}  {:.1f} {}/s  {:.0f} s left\033[K",
+             label_, "", filled, "", kWidth - filled, static_cast<double>(done) * scale,
              static_cast<double>(total) * scale, unit,
+             static_cast<double>(done) * scale / (now - start_), unit,
              (now - start_) * (1 - part) / std::max(part, 1e-9));
 }
 

@@ -1,5 +1,7 @@
 #include "generation.h"
 
+#include <fmt/format.h>
+
 #include <cstdio>
 #include <random>
 
@@ -62,6 +64,16 @@ bool StreamPiece(std::string_view piece) {
   return !Interrupted();
 }
 
+std::string LoadText(const engine::Engine& engine) {
+  const plan::MemoryBudget& m = engine.plan().memory;
+  const auto gigabytes = [](uint64_t bytes) { return 1e-9 * static_cast<double>(bytes); };
+  std::string packed = fmt::format("{:.2f} GB packed at {:.1f} GB/s", gigabytes(m.weights),
+                                   Rate(gigabytes(m.weights), engine.load_seconds()));
+  if (m.mapped == 0) return packed;
+  std::string mapped = fmt::format("{:.2f} GB left in the file", gigabytes(m.mapped));
+  return engine.plan().map_weights || m.weights == 0 ? mapped : packed + ", " + mapped;
+}
+
 double PromptRate(const engine::Request& request, const engine::Completion& completion) {
   return Rate(static_cast<double>(request.prompt.size()), completion.timings.prompt.seconds);
 }
@@ -81,6 +93,9 @@ Json::Object CompletionJson(const engine::Engine& engine, const engine::Request&
       {"decode_tokens", Json(static_cast<int64_t>(completion.ids.size()))},
       {"decode_tokens_per_s", Json(DecodeRate(completion))},
       {"bytes_per_token", Json(engine.BytesPerToken())},
+      {"repacked", Json(!engine.plan().map_weights)},
+      {"packed_bytes", Json(engine.plan().memory.weights)},
+      {"mapped_bytes", Json(engine.plan().memory.mapped)},
   };
   Json::Object out = {{"prompt_ids", IdsJson(request.prompt)},
                       {"ids", IdsJson(completion.ids)},

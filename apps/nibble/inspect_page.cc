@@ -253,7 +253,9 @@ void PrintMemory(const Plan& plan) {
   text += fmt::format(": weights {}, kv cache {} ({} tokens)", Bytes(m.weights), Bytes(m.kv),
                       plan.context);
   if (m.state > 0) text += fmt::format(", state {}", Bytes(m.state));
-  PrintWrapped("memory", text + fmt::format(", workspace {}", Bytes(m.workspace)));
+  text += fmt::format(", workspace {}", Bytes(m.workspace));
+  if (m.mapped > 0) text += fmt::format("; {} of weights stay in the file", Bytes(m.mapped));
+  PrintWrapped("memory", text);
 }
 
 }  // namespace

@@ -54,13 +54,15 @@ void Report(const engine::Engine& engine, const engine::Request& request,
   // With speculation a token is no pass over the weights.
   const bool passes = c.speculation.draft_tokens == 0;
   const double gigabytes = 1e-9 * decode * static_cast<double>(engine.BytesPerToken());
-  fmt::print(stderr,
-             "\nload {:.2f} s | prompt {} tokens, {:.0f} tok/s, TTFT {:.1f} ms | decode {} tokens, "
-             "{:.0f} tok/s{} | {}\n",
-             c.timings.load_seconds, request.prompt.size(), PromptRate(request, c),
-             1e3 * c.timings.prompt.seconds, c.ids.size(), decode,
-             passes ? fmt::format(", {:.1f} GB/s of weights", gigabytes) : "",
-             NameOf(c.finish_reason));
+  fmt::print(
+      stderr,
+      "\nload {:.2f} s, {} | prompt {} tokens, {:.0f} tok/s, TTFT {:.1f} ms | decode {} tokens, "
+      "{:.0f} tok/s{}{} | {}\n",
+      c.timings.load_seconds, LoadText(engine), request.prompt.size(), PromptRate(request, c),
+      1e3 * c.timings.prompt.seconds, c.ids.size(), decode,
+      passes ? fmt::format(", {:.1f} GB/s of weights", gigabytes) : "",
+      engine.plan().map_weights ? ", packed at every use (--no-repack)" : "",
+      NameOf(c.finish_reason));
   if (c.speculation.draft_tokens > 0) fmt::print(stderr, "{}\n", SpeculationText(c.speculation));
 }
 

@@ -26,6 +26,9 @@ class MappedFile {
   ~MappedFile();
 
   std::span<const std::byte> bytes() const { return {data_, size_}; }
+  /// Takes the whole pages of `part`, which lies in bytes(), out of this process's memory. They stay
+  /// the file's, mostly in the system's cache: who reads them again finds the same bytes.
+  void Forget(std::span<const std::byte> part) const;
   const std::string& path() const { return path_; }
 
  private:

@@ -45,6 +45,27 @@ TEST_F(FileTest, WritesWholeFilesAndReadsThemBack) {
   EXPECT_EQ(moved.path(), Path("f"));
 }
 
+TEST_F(FileTest, WhatAMappingForgetsIsReadAgain) {
+  std::string content;
+  while (content.size() < 200000) content += std::to_string(content.size()) + "\n";
+  ASSERT_TRUE(WriteFileAtomically(Path("f"), Bytes(content)));
+  const auto mapped = MappedFile::Open(Path("f"));
+  ASSERT_TRUE(mapped);
+  const auto text = [&] {
+    return std::string_view(reinterpret_cast<const char*>(mapped->bytes().data()), content.size());
+  };
+  ASSERT_EQ(text(), content);
+  // Any part: of no page, of some, of all.
+  for (const auto& [first, size] : {std::pair<size_t, size_t>{5, 100},
+                                    {4097, 4095},
+                                    {1, 199990},
+                                    {0, content.size()},
+                                    {content.size(), 0}}) {
+    mapped->Forget(mapped->bytes().subspan(first, size));
+    EXPECT_EQ(text(), content) << first;
+  }
+}
+
 TEST_F(FileTest, EmptyFilesAreFiles) {
   ASSERT_TRUE(WriteFileAtomically(Path("f"), {}));
   EXPECT_EQ(*ReadFile(Path("f"), 0), "");

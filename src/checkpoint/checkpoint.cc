@@ -1,6 +1,7 @@
 #include "checkpoint/checkpoint.h"
 
 #include <algorithm>
+#include <functional>
 #include <iterator>
 #include <utility>
 
@@ -213,6 +214,16 @@ const TensorInfo* Checkpoint::Find(std::string_view name) const {
       tensors_.begin(), tensors_.end(), name,
       [](const TensorInfo& tensor, std::string_view wanted) { return tensor.name < wanted; });
   return at != tensors_.end() && at->name == name ? &*at : nullptr;
+}
+
+void Checkpoint::Forget(std::span<const std::byte> part) const {
+  for (const Shard& shard : shards_) {
+    const std::span<const std::byte> file = shard.file.bytes();
+    const std::less_equal<const std::byte*> before;
+    if (file.empty() || !before(file.data(), part.data())) continue;
+    if (before(part.data() + part.size(), file.data() + file.size()))
+      return shard.file.Forget(part);
+  }
 }
 
 const std::string& Checkpoint::FileOf(const TensorInfo& tensor) const {

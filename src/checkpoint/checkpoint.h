@@ -51,6 +51,9 @@ class Checkpoint {
   const TensorInfo* Find(std::string_view name) const;
   /// The file name of the shard that holds a tensor of this checkpoint, for error texts.
   const std::string& FileOf(const TensorInfo& tensor) const;
+  /// Lets go of the memory that `part` of a tensor takes in this process: the pages of a mapped file
+  /// (MappedFile::Forget). Tensors that no file holds stay as they are.
+  void Forget(std::span<const std::byte> part) const;
   /// The bytes of all tensors.
   uint64_t total_bytes() const { return total_bytes_; }
 

@@ -274,6 +274,15 @@ TEST(CheckpointFromParts, IsOneLikeAnyOther) {
   EXPECT_TRUE(watch.expired());
 }
 
+TEST(CheckpointFromParts, ForgetsNothing) {
+  constexpr size_t kBytes = 64 << 10;  // whole pages are among them
+  const std::vector<std::byte> bytes(kBytes, std::byte{0x5A});
+  const Checkpoint checkpoint =
+      Checkpoint::FromParts(PartsOf({{"a", DType::kU8, 0, {kBytes}, bytes}}));
+  checkpoint.Forget(checkpoint.Find("a")->data);
+  EXPECT_EQ(bytes, std::vector<std::byte>(kBytes, std::byte{0x5A}));
+}
+
 TEST(CheckpointFromParts, EndsOnWhatIsNoTensor) {
   const std::vector<std::byte> bytes(8);
   EXPECT_DEATH(Checkpoint::FromParts(PartsOf({{"a", DType::kF32, 0, {3}, bytes}})), "shape");

@@ -5,7 +5,7 @@
 #include <cstdlib>
 
 #include "base/log.h"
-#include "engine/stopwatch.h"
+#include "base/stopwatch.h"
 #include "kernels/cpu/isa.h"
 
 namespace nibble::engine {
@@ -26,6 +26,8 @@ Result<std::unique_ptr<Engine>> Engine::Open(const std::string& dir, const Engin
                                              const weights::Progress& progress) {
   const Stopwatch watch;
   NIBBLE_TRY(checkpoint::Checkpoint checkpoint, checkpoint::Checkpoint::Open(dir));
+  Log(LogLevel::kInfo, "checkpoint tensors={} bytes={} open_s={:.3f}", checkpoint.tensors().size(),
+      checkpoint.total_bytes(), watch.Seconds());
   NIBBLE_TRY(std::unique_ptr<Engine> e, OpenCheckpoint(std::move(checkpoint), options, progress));
   e->load_seconds_ = watch.Seconds();
   return e;
@@ -44,12 +46,15 @@ Result<std::unique_ptr<Engine>> Engine::OpenCheckpoint(checkpoint::Checkpoint ch
              plan::MakePlan(e->checkpoint_, kernels::cpu::DescribeCpu(isa), options.wishes));
   for (const std::string& warning : e->plan_.warnings) Log(LogLevel::kWarning, "plan {}", warning);
   e->pool_ = std::make_unique<ThreadPool>(options.threads > 0 ? options.threads : AvailableCores());
+  const double planned = watch.Seconds();
   NIBBLE_TRY(e->weights_, weights::LoadWeights(e->checkpoint_, e->plan_, *e->pool_, progress));
+  const double loaded = watch.Seconds();
   e->operators_ = std::make_unique<kernels::HostOperators>(e->plan_.glue, isa, *e->pool_,
                                                            e->plan_.batch_invariant);
   NIBBLE_TRY(e->model_, model::QwenMoe::Create(
                             e->plan_.model, e->weights_, *e->operators_,
                             {1, e->plan_.context, e->plan_.kv_dtype, e->plan_.draft_tokens + 1}));
+  const double made = watch.Seconds();
 
   if (auto tokenizer = text::Tokenizer::Load(dir)) {
     e->tokenizer_ = *std::move(tokenizer);
@@ -65,6 +70,8 @@ Result<std::unique_ptr<Engine>> Engine::OpenCheckpoint(checkpoint::Checkpoint ch
     e->template_error_ = std::move(found).error();
   }
   e->load_seconds_ = watch.Seconds();
+  Log(LogLevel::kInfo, "load plan_s={:.3f} weights_s={:.3f} operators_s={:.3f} text_s={:.3f}",
+      planned, loaded - planned, made - loaded, e->load_seconds_ - made);
   return e;
 }
 

@@ -1,8 +1,8 @@
 #include <algorithm>
 #include <optional>
 
+#include "base/stopwatch.h"
 #include "engine/engine.h"
-#include "engine/stopwatch.h"
 #include "text/stop_strings.h"
 #include "text/stream_decoder.h"
 

@@ -59,21 +59,43 @@ constexpr int64_t ScaleCount(GroupShape group, int64_t n, int64_t k) {
   return static_cast<int64_t>(DivUp(static_cast<uint64_t>(n), kFp8Block) *
                               DivUp(static_cast<uint64_t>(k), kFp8Block));
 }
-/// Tiles and scales, whole cache lines of both.
+/// Whole cache lines of them.
+constexpr int64_t ScaleBytes(GroupShape group, int64_t n, int64_t k) {
+  return static_cast<int64_t>(
+      RoundUp(static_cast<uint64_t>(ScaleCount(group, n, k)) * sizeof(float), 64));
+}
+/// Tiles and scales.
 constexpr int64_t PackedBytes(TileFormat format, int64_t n, int64_t k, GroupShape group = {}) {
-  const auto scales = static_cast<uint64_t>(ScaleCount(group, n, k)) * sizeof(float);
-  return StripCount(n) * StripBytes(format, k) + static_cast<int64_t>(RoundUp(scales, 64));
+  return StripCount(n) * StripBytes(format, k) + ScaleBytes(group, n, k);
 }
 
-/// A packed matrix; owns nothing.
+/// A matrix row by row, as the file has it, at any address: NVFP4 codes [n, k/2] and their block
+/// scales [n, k/16], FP8 codes [n, k] or bf16 [n, k].
+struct FileRows {
+  const uint8_t* values = nullptr;
+  const uint8_t* block_scales = nullptr;
+};
+constexpr int64_t RowBytes(TileFormat format, int64_t k) {
+  if (format == TileFormat::kBf16) return 2 * k;
+  return format == TileFormat::kFp8 ? k : k / 2;
+}
+
+/// A matrix in tiles, or one of which each strip becomes tiles when it is used; owns nothing.
 struct PackedMatrix {
   TileFormat format = TileFormat::kNvfp4;
-  int64_t n = 0, k = 0;             // the unpadded shape
-  const std::byte* data = nullptr;  // [StripCount(n)][StripBytes(format, k)], 64-byte aligned
-  GroupShape group = {};            // kFp8: what shares a scale
-  const float* scales = nullptr;    // by channel: [n]; by block: [ceil(n/128), ceil(k/128)]
+  int64_t n = 0, k = 0;  // the unpadded shape
+  /// [StripCount(n)][StripBytes(format, k)], 64-byte aligned; null: `rows` are what there is.
+  const std::byte* data = nullptr;
+  GroupShape group = {};          // kFp8: what shares a scale
+  const float* scales = nullptr;  // by channel: [n]; by block: [ceil(n/128), ceil(k/128)]
+  FileRows rows = {};             // what strips are packed from
 
-  const std::byte* strip(int64_t s) const { return data + s * StripBytes(format, k); }
+  bool mapped() const { return data == nullptr; }
+  /// Where strip s begins in memory: its tiles, or its rows.
+  const std::byte* strip(int64_t s) const {
+    if (!mapped()) return data + s * StripBytes(format, k);
+    return reinterpret_cast<const std::byte*>(rows.values) + s * kStripRows * RowBytes(format, k);
+  }
 };
 
 }  // namespace nibble

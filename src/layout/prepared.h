@@ -18,7 +18,7 @@ namespace nibble {
 
 /// One weight matrix in the form its backend reads.
 using PreparedWeight = std::variant<CanonicalWeight,  // REFERENCE: straight from the file
-                                    PackedMatrix>;    // CPU
+                                    PackedMatrix>;    // CPU: tiles, or what they are made of
 
 /// One linear of a fused group (q, k and v share an input; each keeps its own kernel and its own
 /// scales).

@@ -59,35 +59,40 @@ std::optional<Backend> ForcedFor(const Deployment& to, const Need& need) {
   return binds ? any : std::nullopt;
 }
 
-/// Bytes of a [n,k] weight as the module's kernel holds it. REFERENCE reads the file's own pages.
-uint64_t MatrixBytes(const PlannedModule& m, int64_t n, int64_t k) {
-  if (m.kernel->backend == Backend::kReference) return 0;
+/// Bytes of a [n,k] weight: held as the module's kernel wants them, and read from the file's pages.
+struct WeightBytes {
+  uint64_t held = 0, mapped = 0;
+};
+
+WeightBytes MatrixBytes(const PlannedModule& m, bool map_weights, int64_t n, int64_t k) {
   const bool nvfp4 = m.effective.weight && m.effective.weight->dtype == ScalarType::kU8;
-  if (m.kernel->backend == Backend::kCpu) {
-    if (m.effective.weight && !nvfp4) {
-      const GroupShape group = m.effective.weight->scale.group;
-      return static_cast<uint64_t>(PackedBytes(TileFormat::kFp8, n, k, group));
-    }
-    return static_cast<uint64_t>(PackedBytes(nvfp4 ? TileFormat::kNvfp4 : TileFormat::kBf16, n, k));
-  }
   const uint64_t elements = static_cast<uint64_t>(n) * static_cast<uint64_t>(k);
-  if (nvfp4) return elements * 9 / 16;
-  return m.effective.weight ? elements : 2 * elements;
+  const uint64_t in_file = nvfp4 ? elements * 9 / 16 : m.effective.weight ? elements : 2 * elements;
+  if (m.kernel->backend == Backend::kReference) return {0, in_file};
+  if (m.kernel->backend != Backend::kCpu) return {in_file, 0};
+  const bool fp8 = m.effective.weight && !nvfp4;
+  const GroupShape group = fp8 ? m.effective.weight->scale.group : GroupShape{};
+  if (map_weights) return {static_cast<uint64_t>(ScaleBytes(group, n, k)), in_file};
+  const TileFormat format = fp8 ? TileFormat::kFp8 : nvfp4 ? TileFormat::kNvfp4 : TileFormat::kBf16;
+  return {static_cast<uint64_t>(PackedBytes(format, n, k, group)), 0};
 }
 
 /// Of one rank.
-uint64_t PreparedWeightBytes(const PlannedModule& m, const Deployment& to) {
+WeightBytes PreparedWeightBytes(const PlannedModule& m, const Deployment& to) {
   const ModuleSpec s = ShareOf(m.spec, to.model, RanksOf(to.wishes));
   switch (m.kernel->operation) {
     case Operation::kLinear:
-      return MatrixBytes(m, s.n, s.k);
-    case Operation::kExperts:
-      return static_cast<uint64_t>(s.experts) * (2 * MatrixBytes(m, s.moe_intermediate, s.k) +
-                                                 MatrixBytes(m, s.n, s.moe_intermediate));
+      return MatrixBytes(m, to.wishes.map_weights, s.n, s.k);
+    case Operation::kExperts: {
+      const auto experts = static_cast<uint64_t>(s.experts);
+      const WeightBytes half = MatrixBytes(m, to.wishes.map_weights, s.moe_intermediate, s.k);
+      const WeightBytes down = MatrixBytes(m, to.wishes.map_weights, s.n, s.moe_intermediate);
+      return {experts * (2 * half.held + down.held), experts * (2 * half.mapped + down.mapped)};
+    }
     case Operation::kGlue:
       break;
   }
-  return 0;
+  return {};
 }
 
 /// Activations of one batch: the residual and its two temporaries, the widest mixer's, the dense or
@@ -259,6 +264,7 @@ Result<Plan> MakePlan(const checkpoint::Checkpoint& checkpoint, const DeviceInfo
   Plan plan;
   plan.device = device;
   plan.batch_invariant = wishes.batch_invariant;
+  plan.map_weights = wishes.map_weights;
   NIBBLE_TRY(plan.model,
              checkpoint::ParseModelConfig(checkpoint.config(), checkpoint.generation_config()));
   plan.model.prefix = checkpoint::ResolvePrefix(plan.model, checkpoint);
@@ -291,7 +297,9 @@ Result<Plan> MakePlan(const checkpoint::Checkpoint& checkpoint, const DeviceInfo
     for (size_t i = 0; i < specs.size(); ++i) {
       if (OperationOf(specs[i].kind) != operation) continue;
       NIBBLE_TRY(plan.modules[i], PlanModule(specs[i], std::move(schemes[i]), to));
-      plan.memory.weights += PreparedWeightBytes(plan.modules[i], to);
+      const WeightBytes bytes = PreparedWeightBytes(plan.modules[i], to);
+      plan.memory.weights += bytes.held;
+      plan.memory.mapped += bytes.mapped;
       if (operation == Operation::kGlue) plan.glue = plan.modules[i].kernel->backend;
     }
   }

@@ -26,6 +26,8 @@ struct PlannedModule {
 /// Bytes that a run will hold, on one rank where several share the model.
 struct MemoryBudget {
   uint64_t weights = 0, kv = 0, workspace = 0;
+  uint64_t mapped =
+      0;  // of the file's pages that every token reads from, which the system may evict
   uint64_t state = 0;  // of recurrent layers
 };
 
@@ -40,7 +42,8 @@ struct Plan {
   KvDtype kv_dtype = KvDtype::kF32;
   std::string kv_evidence;  // why that
   bool batch_invariant = false;
-  int draft_tokens = 0;  // of speculation by the MTP module, a step; 0: none
+  bool map_weights = false;  // the CPU's stay in the file's pages
+  int draft_tokens = 0;      // of speculation by the MTP module, a step; 0: none
   MemoryBudget memory;
   std::vector<std::string> warnings;
 

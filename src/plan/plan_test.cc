@@ -456,6 +456,21 @@ TEST(MakePlan, MemoryIsThatOfOneRank) {
   }
 }
 
+TEST(MakePlan, MappedWeightsAreTheFilesAndNotHeld) {
+  Wishes wishes;
+  auto plan = PlanFor(Algo("W4A16_NVFP4"), Described("cpu"), wishes);
+  ASSERT_TRUE(plan.ok()) << plan.error().Message();
+  EXPECT_FALSE(plan->map_weights);
+  EXPECT_EQ(plan->memory.mapped, 0u);
+  const uint64_t packed = plan->memory.weights;
+  wishes.map_weights = true;
+  plan = PlanFor(Algo("W4A16_NVFP4"), Described("cpu"), wishes);
+  ASSERT_TRUE(plan.ok()) << plan.error().Message();
+  EXPECT_TRUE(plan->map_weights);
+  EXPECT_EQ(plan->memory.weights, 0u);
+  EXPECT_EQ(plan->memory.mapped, packed);  // every shape above is one of whole tiles
+}
+
 // Upstream refuses such a name (its "moe_backend='…' is not supported for unquantized MoE", U 7):
 // here others run what it cannot, and the plan says so.
 TEST(MakePlan, ANameThatBindsNothingIsWarnedOf) {

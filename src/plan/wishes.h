@@ -24,6 +24,8 @@ struct Wishes {
   int draft_tokens = 0;
   // A token's numbers must not depend on how many are computed with it.
   bool batch_invariant = false;
+  // --no-repack: the CPU's weights stay in the file's pages, and are packed as they are used.
+  bool map_weights = false;
   // Ranks that share the model: the plan, and its memory, is that of one (plan/ranks.h).
   int tp_size = 1, ep_size = 1;
 };

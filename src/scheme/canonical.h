@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <unordered_set>
@@ -16,6 +17,16 @@ namespace nibble::scheme {
 /// What reading a checkpoint's weights has touched, for the whole checkpoint. Views names of the
 /// Checkpoint that it was read from, and must not outlive it.
 struct CanonicalReport {
+  /// A check that reads every byte of a tensor's block scales or FP8 codes.
+  struct Scan {
+    bool of_codes = false;                // FP8 codes: as large as the weights are
+    std::function<Result<void>()> check;  // the checkpoint must be alive; safe beside others
+  };
+  /// Set: such checks are left in `scans`, for the reader's caller to run, instead of being run at
+  /// once.
+  bool defers_scans = false;
+  std::vector<Scan> scans;
+
   /// Activation scales of modules whose label has no use for them (W4A16, W8A16, FP8 with dynamic
   /// activations): never read, whatever they hold.
   std::vector<std::string> ignored_tensors;
@@ -37,7 +48,7 @@ struct CanonicalExperts {
 /// errors   kNotFound (a tensor is missing), kCorruptFile (type, shape, value, or a tensor that
 ///          contradicts the declared scheme), both naming tensor, found and expected, and the place
 ///          (layer, expert, projection); kUnsupported (a pair of keys that nothing here reads)
-/// cost     reads every block scale and every FP8 code once
+/// cost     reads every block scale and every FP8 code once, or leaves that to the report's scans
 Result<CanonicalWeight> ReadLinear(const checkpoint::Checkpoint& checkpoint,
                                    const std::string& module, const ModuleScheme& scheme, int64_t n,
                                    int64_t k, CanonicalReport* report);

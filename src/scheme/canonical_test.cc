@@ -313,6 +313,20 @@ TEST_F(CanonicalTest, RefusesBrokenExpertsAndSaysWhere) {
       EXPECT_NE(read.error().Message().find(part), std::string::npos)
           << c.what << ": " << read.error().Message();
     }
+    const Result<void> later = Deferred([&] { return Experts(tensors, *c.scheme); });
+    ASSERT_FALSE(later.ok()) << c.what;
+    EXPECT_EQ(later.error().what, read.error().what) << c.what;
+    EXPECT_EQ(later.error().code, read.error().code) << c.what;
+  }
+}
+
+TEST_F(CanonicalTest, LeavesScansToItsCallerWhereAsked) {
+  report_.defers_scans = true;
+  ASSERT_TRUE(Experts(ExpertTensors(SourceFormat::kModelopt), kModeloptA16).ok());
+  ASSERT_EQ(report_.scans.size(), static_cast<size_t>(3 * kE));  // one a tensor of block scales
+  for (const CanonicalReport::Scan& scan : report_.scans) {
+    EXPECT_FALSE(scan.of_codes);
+    EXPECT_TRUE(scan.check().ok());
   }
 }
 

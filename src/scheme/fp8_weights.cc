@@ -28,7 +28,7 @@ Result<std::vector<CanonicalWeight>> WeightReader::ReadFp8(const WeightStack& st
   NIBBLE_TRY(const TensorInfo* codes,
              Take(stack.PlainTensor(), DType::kF8E4m3,
                   stack.Shape({stack.halves * stack.n, stack.k}), stack.place));
-  NIBBLE_CHECK_OK(CheckFp8Codes(*codes, stack));
+  NIBBLE_CHECK_OK(Scan(CheckFp8Codes, *codes, stack));
   NIBBLE_TRY(std::vector<std::vector<float>> scales, Fp8Scales(stack));
   const std::string input_name = stack.Tensor("input_scale");
   const auto& activation = scheme_.scheme.activation;
@@ -53,12 +53,13 @@ Result<std::vector<CanonicalWeight>> WeightReader::ReadFp8(const WeightStack& st
   return weights;
 }
 
-Result<void> WeightReader::CheckFp8Codes(const TensorInfo& codes, const WeightStack& stack) const {
+Result<void> WeightReader::CheckFp8Codes(const TensorChecks& checks, const TensorInfo& codes,
+                                         const WeightStack& stack) {
   const auto bad = FindNanCode(codes.data);
   if (!bad) return {};
   const auto columns = static_cast<size_t>(stack.k), rows = static_cast<size_t>(stack.n);
   const size_t row = *bad / columns;
-  return checks_.Wrong(
+  return checks.Wrong(
       codes, stack.PlaceOf(static_cast<int64_t>(row / rows)),
       fmt::format("the code at row {}, column {} is 0x{:02X}, a NaN; expected a number", row % rows,
                   *bad % columns, std::to_integer<unsigned>(codes.data[*bad])));

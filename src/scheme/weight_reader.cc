@@ -78,7 +78,7 @@ Result<std::vector<CanonicalWeight>> WeightReader::ReadNvfp4(const WeightStack& 
                                            stack.Shape({rows, stack.k / 2}), stack.place));
   NIBBLE_TRY(const TensorInfo* scales, Take(name(stack.nvfp4.scales), DType::kF8E4m3,
                                             stack.Shape({rows, stack.k / kGroup}), stack.place));
-  NIBBLE_CHECK_OK(CheckBlockScales(*scales, stack));
+  NIBBLE_CHECK_OK(Scan(CheckBlockScales, *scales, stack));
   NIBBLE_TRY(const std::vector<float> globals,
              ScalarScales(name(stack.nvfp4.global), kF32, stack, scheme_.source_format));
   std::vector<float> inputs;
@@ -102,14 +102,23 @@ Result<std::vector<CanonicalWeight>> WeightReader::ReadNvfp4(const WeightStack& 
   return weights;
 }
 
-Result<void> WeightReader::CheckBlockScales(const TensorInfo& scales,
-                                            const WeightStack& stack) const {
+Result<void> WeightReader::Scan(ScanCheck check, const TensorInfo& tensor,
+                                const WeightStack& stack) {
+  if (!report_->defers_scans) return check(checks_, tensor, stack);
+  report_->scans.push_back({check == CheckFp8Codes, [check, checks = checks_, &tensor, stack] {
+                              return check(checks, tensor, stack);
+                            }});
+  return {};
+}
+
+Result<void> WeightReader::CheckBlockScales(const TensorChecks& checks, const TensorInfo& scales,
+                                            const WeightStack& stack) {
   const auto bad = FindBadBlockScale(scales.data);
   if (!bad) return {};
   const auto byte = std::to_integer<unsigned>(scales.data[*bad]);
   const auto columns = static_cast<size_t>(stack.k / kGroup);
   const size_t row = *bad / columns, rows = static_cast<size_t>(stack.n);
-  return checks_.Wrong(
+  return checks.Wrong(
       scales, stack.PlaceOf(static_cast<int64_t>(row / rows)),
       fmt::format("block scale at row {}, column {} is 0x{:02X}, {}; expected 0x00 to 0x7E",
                   row % rows, *bad % columns, byte, (byte & 0x7F) == 0x7F ? "a NaN" : "negative"));

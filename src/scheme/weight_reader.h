@@ -36,10 +36,16 @@ class WeightReader {
   Result<std::vector<CanonicalWeight>> ReadNvfp4(const WeightStack& stack);
   Result<std::vector<CanonicalWeight>> ReadFp8(const WeightStack& stack);
 
-  Result<void> CheckBlockScales(const TensorInfo& scales, const WeightStack& stack) const;
+  using ScanCheck = Result<void> (*)(const TensorChecks& checks, const TensorInfo& tensor,
+                                     const WeightStack& stack);
+  /// Now, or when the report's scans are run.
+  Result<void> Scan(ScanCheck check, const TensorInfo& tensor, const WeightStack& stack);
+  static Result<void> CheckBlockScales(const TensorChecks& checks, const TensorInfo& scales,
+                                       const WeightStack& stack);
 
   // FP8, in fp8_weights.cc.
-  Result<void> CheckFp8Codes(const TensorInfo& codes, const WeightStack& stack) const;
+  static Result<void> CheckFp8Codes(const TensorChecks& checks, const TensorInfo& codes,
+                                    const WeightStack& stack);
   Result<std::vector<std::vector<float>>> Fp8Scales(const WeightStack& stack);
   Result<std::vector<std::vector<float>>> Fp8ScaleGrid(const WeightStack& stack);
   Result<std::string> Fp8ScaleName(const WeightStack& stack) const;

@@ -7,22 +7,15 @@
 
 namespace nibble::weights {
 
-// From the file's row-major form to the tiles of layout/cpu_tile.h: a permutation, bit for bit; no
-// number changes.
+// How a canonical weight is described to the CPU's kernels: as tiles that kernels/cpu/pack.h is to
+// make of it, or, mapped, as the file's rows themselves. Either has FP8's scales by channel or block
+// beside it.
 
-/// Bytes that the packed form of `from` takes, with FP8's scales by channel or block.
-uint64_t PackedBytesOf(const CanonicalWeight& from);
+/// Bytes of memory that `from` takes besides the file's pages.
+uint64_t HeldBytesOf(const CanonicalWeight& from, bool mapped);
 
-/// The packed form of `from` at `at` (64-byte aligned), which PackStrips and PackScales fill.
-PackedMatrix DescribePacked(const CanonicalWeight& from, std::byte* at);
-
-/// Writes strips first … last-1 of the packed form, every byte of them: what pads n and k is zero
-/// codes under zero scales.
-/// threads  safe for distinct strips
-void PackStrips(const CanonicalWeight& from, int64_t first, int64_t last, std::byte* at);
-
-/// Writes the scales behind the strips and what pads them to a cache line; nothing where a weight
-/// has none there.
-void PackScales(const CanonicalWeight& from, std::byte* at);
+/// That memory is at `at` (64-byte aligned): StripCount() strips, not packed yet, unless `mapped`;
+/// then the scales, which are written.
+PackedMatrix PlaceMatrix(const CanonicalWeight& from, bool mapped, std::byte* at);
 
 }  // namespace nibble::weights

@@ -1,9 +1,17 @@
 #include "weights/model_weights.h"
 
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
+#include <mutex>
+#include <span>
 
+#include "base/checked.h"
 #include "base/log.h"
+#include "base/stopwatch.h"
+#include "kernels/cpu/cpu_kernels.h"
+#include "kernels/cpu/pack.h"
 #include "kernels/experts_check.h"
 #include "scheme/canonical.h"
 #include "scheme/kv_scales.h"
@@ -29,17 +37,22 @@ std::string ShapeText(const std::vector<uint64_t>& shape) {
 /// needs.
 class Loader {
  public:
-  Loader(const Checkpoint& checkpoint, const Plan& plan) : checkpoint_(checkpoint), plan_(plan) {}
+  /// pool: of the threads that scan tensors; null: the reading thread does.
+  Loader(const Checkpoint& checkpoint, const Plan& plan, ThreadPool* pool = nullptr)
+      : checkpoint_(checkpoint), plan_(plan), pool_(pool) {
+    report_.defers_scans = pool != nullptr;
+  }
 
   Result<ModelWeights> Read();
-  Result<void> Pack(ModelWeights& out, ThreadPool& pool, const Progress& progress);
+  Result<void> Prepare(ModelWeights& out, const Progress& progress);
 
  private:
-  /// A matrix to pack, and the variant that will hold it: stable, because nothing moves after
-  /// Read().
+  /// A matrix to place in the arena, and the variant that will hold it: stable, because nothing
+  /// moves after Read().
   struct Job {
     CanonicalWeight from;
     PreparedWeight* to;
+    uint64_t at = 0;
   };
 
   Result<const TensorInfo*> Find(const std::string& name);
@@ -57,12 +70,16 @@ class Loader {
   Result<void> ReadLayer(const std::string& prefix, checkpoint::Mixer mixer, bool is_moe,
                          LayerWeights& out);
   Result<void> ReadMtp(MtpWeights& out);
+  Result<void> Scan();
   void CollectLayer(LayerWeights& layer);
   void Collect(Backend backend, PreparedWeight& weight);
   void Collect(PreparedLinear& linear);
+  void Pack(std::span<std::byte> arena, const Progress& progress);
+  void PackStrips(const Job& job, uint64_t begin, uint64_t end, std::byte* arena) const;
 
   const Checkpoint& checkpoint_;
   const Plan& plan_;
+  ThreadPool* pool_;
   scheme::CanonicalReport report_;
   std::vector<Job> jobs_;
   int caches_without_scales_ = 0;  // attention layers whose FP8 cache has no calibration
@@ -267,6 +284,30 @@ Result<void> Loader::ReadMtp(MtpWeights& out) {
   return {};
 }
 
+/// What reading left to be scanned. Of several errors the first tensor's is told, as without threads.
+Result<void> Loader::Scan() {
+  auto& scans = report_.scans;
+  // FP8 codes that stay in the file are not all read now: the kernels look at those they use.
+  if (plan_.map_weights) std::erase_if(scans, [](const auto& scan) { return scan.of_codes; });
+  const auto count = static_cast<int64_t>(scans.size());
+  std::atomic<int64_t> first_bad = count;
+  std::mutex mutex;
+  Result<void> status;
+  if (count > 0) {
+    pool_->RunEach(count, [&](int64_t i, int) {
+      if (i > first_bad) return;
+      auto checked = scans[static_cast<size_t>(i)].check();
+      if (checked) return;
+      const std::lock_guard lock(mutex);
+      if (i > first_bad) return;
+      first_bad = i;
+      status = std::move(checked);
+    });
+  }
+  scans.clear();
+  return status;
+}
+
 Result<ModelWeights> Loader::Read() {
   const checkpoint::ModelConfig& c = plan_.model;
   ModelWeights out;
@@ -282,6 +323,7 @@ Result<ModelWeights> Loader::Read() {
              ReadShard(head, c.tie_embeddings ? c.prefix + "embed_tokens" : "lm_head"));
   out.head = {c.vocab, c.hidden, {std::move(shard)}};
   if (plan_.draft_tokens > 0) NIBBLE_CHECK_OK(ReadMtp(out.mtp.emplace()));
+  NIBBLE_CHECK_OK(Scan());
   scheme::PartsRun parts;
   parts.mtp = plan_.draft_tokens > 0;
   if (plan_.kv_dtype == KvDtype::kFp8) parts.kv_cache = scheme::KvCacheScheme::kFp8;
@@ -295,7 +337,7 @@ Result<ModelWeights> Loader::Read() {
 }
 
 void Loader::Collect(Backend backend, PreparedWeight& weight) {
-  if (backend == Backend::kCpu) jobs_.push_back({std::get<CanonicalWeight>(weight), &weight});
+  if (backend == Backend::kCpu) jobs_.push_back({std::get<CanonicalWeight>(weight), &weight, 0});
 }
 
 void Loader::Collect(PreparedLinear& linear) {
@@ -317,7 +359,7 @@ void Loader::CollectLayer(LayerWeights& layer) {
   }
 }
 
-Result<void> Loader::Pack(ModelWeights& out, ThreadPool& pool, const Progress& progress) {
+Result<void> Loader::Prepare(ModelWeights& out, const Progress& progress) {
   for (LayerWeights& layer : out.layers) CollectLayer(layer);
   if (out.mtp) {
     Collect(out.mtp->fc);
@@ -326,23 +368,61 @@ Result<void> Loader::Pack(ModelWeights& out, ThreadPool& pool, const Progress& p
   Collect(out.head);
 
   uint64_t total = 0;
-  for (const Job& job : jobs_) total += PackedBytesOf(job.from);
+  for (Job& job : jobs_) {
+    job.at = total;
+    total += HeldBytesOf(job.from, plan_.map_weights);
+  }
   NIBBLE_CHECK(total == plan_.memory.weights,
                "the plan's budget for weights is not what they take");
   NIBBLE_TRY(out.arena, HugeBuffer::Allocate(total));
-  std::byte* at = out.arena.data();
-  uint64_t done = 0;
-  for (Job& job : jobs_) {
-    const PackedMatrix packed = DescribePacked(job.from, at);
-    pool.Run(StripCount(packed.n),
-             [&](int64_t first, int64_t last, int) { PackStrips(job.from, first, last, at); });
-    PackScales(job.from, at);
-    *job.to = packed;
-    at += PackedBytesOf(job.from);
-    done += PackedBytesOf(job.from);
-    if (progress) progress(done, total);
+  for (const Job& job : jobs_) {
+    *job.to = PlaceMatrix(job.from, plan_.map_weights, out.arena.data() + job.at);
   }
+  if (!plan_.map_weights) Pack(out.arena.bytes(), progress);
   return {};
+}
+
+/// A piece of the arena is a huge page: the thread that packs it is the first to touch it, and alone
+/// there, so that the system clears pages on all threads at once and spreads them over memories.
+void Loader::Pack(std::span<std::byte> arena, const Progress& progress) {
+  constexpr uint64_t kPiece = uint64_t{2} << 20;
+  std::atomic<uint64_t> done = 0;
+  pool_->RunEach(static_cast<int64_t>(DivUp(arena.size(), kPiece)), [&](int64_t piece, int thread) {
+    const uint64_t begin = static_cast<uint64_t>(piece) * kPiece;
+    const uint64_t end = std::min<uint64_t>(begin + kPiece, arena.size());
+    auto job = std::upper_bound(jobs_.begin(), jobs_.end(), begin,
+                                [](uint64_t at, const Job& j) { return at < j.at; });
+    for (--job; job != jobs_.end() && job->at < end; ++job) {
+      PackStrips(*job, begin, end, arena.data());
+    }
+    const uint64_t so_far = done.fetch_add(end - begin, std::memory_order_relaxed) + end - begin;
+    if (progress && thread == 0) progress(so_far, arena.size());
+  });
+  if (progress) progress(arena.size(), arena.size());
+}
+
+/// Those strips of the job that begin in [begin, end) of the arena. Their rows are not needed any
+/// more: the process never holds the weights twice.
+void Loader::PackStrips(const Job& job, uint64_t begin, uint64_t end, std::byte* arena) const {
+  const auto& matrix = std::get<PackedMatrix>(*job.to);
+  const auto bytes = static_cast<uint64_t>(StripBytes(matrix.format, matrix.k));
+  const auto strip_at = [&](uint64_t at) {  // the first that begins there or later
+    const auto s = static_cast<int64_t>(at > job.at ? DivUp(at - job.at, bytes) : 0);
+    return std::min(s, StripCount(matrix.n));
+  };
+  const int64_t first = strip_at(begin), last = strip_at(end);
+  const kernels::cpu::CpuKernels& kernels = kernels::cpu::KernelsFor(plan_.device.isa);
+  for (int64_t s = first; s < last; ++s) {
+    kernels::cpu::PackStrip(kernels, matrix, s, arena + job.at + static_cast<uint64_t>(s) * bytes);
+  }
+  const int64_t row = first * kStripRows, rows = std::min(last * kStripRows, matrix.n) - row;
+  const auto forget = [&](const uint8_t* data, int64_t row_bytes) {
+    if (data == nullptr || rows <= 0) return;
+    checkpoint_.Forget({reinterpret_cast<const std::byte*>(data + row * row_bytes),
+                        static_cast<size_t>(rows * row_bytes)});
+  };
+  forget(matrix.rows.values, RowBytes(matrix.format, matrix.k));
+  forget(matrix.rows.block_scales, matrix.k / 16);
 }
 
 }  // namespace
@@ -353,9 +433,13 @@ Result<ModelWeights> CheckWeights(const Checkpoint& checkpoint, const Plan& plan
 
 Result<ModelWeights> LoadWeights(const Checkpoint& checkpoint, const Plan& plan, ThreadPool& pool,
                                  const Progress& progress) {
-  Loader loader(checkpoint, plan);
+  const Stopwatch watch;
+  Loader loader(checkpoint, plan, &pool);
   NIBBLE_TRY(ModelWeights out, loader.Read());
-  NIBBLE_CHECK_OK(loader.Pack(out, pool, progress));
+  const double checked = watch.Seconds();
+  NIBBLE_CHECK_OK(loader.Prepare(out, progress));
+  Log(LogLevel::kInfo, "weights packed_bytes={} mapped_bytes={} check_s={:.3f} prepare_s={:.3f}",
+      plan.memory.weights, plan.memory.mapped, checked, watch.Seconds() - checked);
   return out;
 }
 

@@ -60,16 +60,16 @@ struct ModelWeights {
   PreparedLinear head;  // [vocab, hidden]
   std::optional<MtpWeights> mtp;
 
-  HugeBuffer arena;                          // holds every packed matrix
+  HugeBuffer arena;                          // holds every packed matrix, and FP8's scales
   std::vector<std::string> ignored_tensors;  // activation scales that the label forbids; never read
   std::vector<std::string> unused_tensors;   // of parts that are not run: vision towers, MTP
 };
 
-/// Told as packing goes on; may be empty.
+/// Told as packing goes on, by the thread that loads; may be empty.
 using Progress = std::function<void(uint64_t done_bytes, uint64_t total_bytes)>;
 
-/// Reads, checks and packs every weight as the plan says. Everything is checked before anything is
-/// packed.
+/// Reads, checks and packs every weight as the plan says, or leaves them in the file's pages where
+/// it says that. Everything is checked before anything is packed.
 /// errors  those of scheme::ReadLinear and ReadExperts (kNotFound, kCorruptFile naming tensor and
 ///         place), kOutOfMemory
 Result<ModelWeights> LoadWeights(const checkpoint::Checkpoint& checkpoint, const plan::Plan& plan,

@@ -102,6 +102,35 @@ class Run(unittest.TestCase):
                            env={"NIBBLE_ISA": isa})
             self.assertEqual(got["ids"], list(REFERENCE["p0.greedy"]), isa)
 
+    def test_without_repacking_the_numbers_are_the_same(self):
+        with tempfile.TemporaryDirectory() as folder:
+            for model in (SAMPLE, *(os.path.join(TINY, name) for name in sorted(os.listdir(TINY)))):
+                got, logits = [], []
+                for flags in ([], ["--no-repack"]):
+                    path = os.path.join(folder, f"logits{len(flags)}.npy")
+                    got.append(run_json("run", model, "--prompt-ids", "5,3,8,1,2,9,4,7,6,11,12,13", "-n", 12, "--ctx", 32,
+                                        "--temperature", 0, "--ignore-eos", "--dump-logits", path, *flags))
+                    logits.append(read_file(path))
+                self.assertEqual(got[0]["ids"], got[1]["ids"], model)
+                self.assertEqual(logits[0], logits[1], model)
+                packed, mapped = got[0]["timings"], got[1]["timings"]
+                self.assertEqual((packed["repacked"], mapped["repacked"]), (True, False))
+                self.assertGreater(packed["packed_bytes"], 0)
+                self.assertEqual(packed["mapped_bytes"], 0)
+                self.assertGreater(mapped["mapped_bytes"], 0)
+                # Nothing but FP8's scales is copied.
+                self.assertLess(mapped["packed_bytes"], 0.1 * packed["packed_bytes"])
+        _, err = run("run", SAMPLE, "--prompt-ids", "1,2,3", "-n", 3, "--no-repack")
+        self.assertRegex(err, r"load [0-9.]+ s, [0-9.]+ GB left in the file \|")
+        self.assertIn("GB/s of weights, packed at every use (--no-repack)", err)
+        _, err = run("run", SAMPLE, "--prompt-ids", "1,2,3", "-n", 3)
+        self.assertRegex(err, r"load [0-9.]+ s, [0-9.]+ GB packed at [0-9.]+ GB/s \|")
+        self.assertNotIn("no-repack", err)
+        memory = run_json("inspect", SAMPLE, "--no-repack")["memory"]
+        self.assertEqual(memory["weights"], 0)
+        self.assertGreater(memory["mapped"], 10_000_000)
+        self.assertIn("of weights stay in the file", " ".join(run("inspect", SAMPLE, "--no-repack")[0].split()))
+
     def test_text_prompt_is_tokenized_as_the_reference_does(self):
         got = run_json("run", SAMPLE, "-p", "It was a dark and stormy night, and", "-n", 4, "--temperature", 0)
         self.assertEqual(got["prompt_ids"], list(REFERENCE["p0.ids"]))
@@ -459,7 +488,7 @@ class Inspect(unittest.TestCase):
         self.assertRegex(out, r"kv cache    \S+  \(.+\)")
         self.assertRegex(out, r"memory      [0-9.]+ MiB of [0-9.]+ [GM]iB: weights [0-9.]+ MiB, kv cache ")
         got = run_json("inspect", os.path.join(TINY, "modelopt-mixed"))
-        self.assertEqual(set(got["memory"]), {"weights", "kv", "state", "workspace"})
+        self.assertEqual(set(got["memory"]), {"weights", "mapped", "kv", "state", "workspace"})
         self.assertEqual(set(got["kv_cache"]), {"dtype", "evidence"})
 
     def test_a_backend_that_binds_nothing_is_warned_of(self):

@@ -13,6 +13,11 @@ inline void FetchLineAhead(const std::byte* p) {
   __builtin_prefetch(reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(p) + kAheadBytes));
 }
 
+/// Fetches `bytes` from p on, whole lines.
+inline void FetchLines(const uint8_t* p, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
+}
+
 /// Fetches ahead of a pass over a strip: 9 KiB further on in the stream, which continues at `next`
 /// when the strip is over. Measured on Zen 5 with huge pages: 40.5 GB/s at 9 KiB, 32.3 without;
 /// expanding strips to panels, 3 times faster than without.

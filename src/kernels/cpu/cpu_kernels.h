@@ -72,6 +72,12 @@ struct CpuKernels {
                      const std::byte* const* x, int64_t tokens, float global, float* y,
                      int64_t ldy);
 
+  /// `tiles` whole tiles of a strip from 16 rows of the file's form, which begin at any address and
+  /// lie `stride` bytes apart: a permutation, bit for bit. Of NVFP4 the rows of block scales too.
+  using Tile = void (*)(const uint8_t* rows, int64_t stride, const uint8_t* scales,
+                        int64_t scale_stride, int64_t tiles, std::byte* out);
+  Tile tile_nvfp4, tile_fp8, tile_bf16;
+
   /// h[16 * groups] from gate and up of as many; h may be either of them. Errors of exp stay below 4
   /// ulp.
   void (*gated_activation)(const GatedActivation& how, const float* gate, const float* up,

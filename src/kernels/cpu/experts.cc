@@ -1,6 +1,7 @@
 #include "kernels/cpu/experts.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <variant>
 
@@ -71,6 +72,8 @@ class ExpertsCall {
     scratch_bytes_ = carver.used();
   }
   size_t scratch_bytes() const { return scratch_bytes_; }
+  /// An expert whose mapped weights turned out to hold an FP8 NaN; -1: none.
+  int64_t corrupt() const { return corrupt_; }
 
   void Gather();
   void Pack(ThreadPool& pool);
@@ -118,7 +121,7 @@ class ExpertsCall {
   int64_t XBytes() const { return PackedRowBytes(kernels_, e_.hidden); }
   int64_t HBytes() const { return PackedRowBytes(kernels_, e_.intermediate); }
   int64_t ThreadPanelBytes() const {
-    return kPanelStrips * std::max(shards_ * PanelBytes(e_.hidden), PanelBytes(e_.intermediate));
+    return std::max(shards_ * GroupBytes(e_.hidden), GroupBytes(e_.intermediate));
   }
   std::byte* ThreadPanels(int thread) const { return panels_ + thread * ThreadPanelBytes(); }
   int64_t CountOf(int64_t expert) const { return first_[expert + 1] - first_[expert]; }
@@ -139,7 +142,7 @@ class ExpertsCall {
   void PackH(ThreadPool& pool);
   void DownUnit(int64_t first_group, int64_t last_group, int thread);
   void DownGroup(int64_t active, int64_t first_strip, const std::byte* next, float* sums,
-                 int64_t stride, std::byte* panels) const;
+                 int64_t stride, std::byte* panels);
 
   const CpuKernels& kernels_;
   const PreparedExperts& e_;
@@ -154,6 +157,7 @@ class ExpertsCall {
   int shards_ = 1;
   bool shared_rows_ = true;  // one packed row a token serves all experts
   bool keeps_h_ = false;     // h is packed when its rows are whole
+  std::atomic<int64_t> corrupt_ = -1;
   GatedActivation how_;
 
   size_t scratch_bytes_ = 0;
@@ -262,8 +266,9 @@ void ExpertsCall::UpUnit(int64_t active, int64_t first_strip, int thread) {
   const StripGroup ups(kernels_, up, first_strip, strips, UsesPanels(kernels_, up.format, count),
                        panels, gated_ ? gate.strip(first_strip) : next_up);
   const StripGroup gates(kernels_, gate, first_strip, gated_ ? strips : 0,
-                         UsesPanels(kernels_, gate.format, count),
-                         panels + kPanelStrips * PanelBytes(e_.hidden), next_up);
+                         UsesPanels(kernels_, gate.format, count), panels + GroupBytes(e_.hidden),
+                         next_up);
+  if (ups.has_nan() || gates.has_nan()) corrupt_ = expert;
   const RowForm gate_form = A1(expert, 0), up_form = A1(expert, up_shard), h_form = A2(expert);
   const float gate_factor = alphas[0] * gate_form.factor();
   const float up_factor = alphas[up_shard] * up_form.factor();
@@ -315,7 +320,7 @@ void ExpertsCall::DownUnit(int64_t first_group, int64_t last_group, int thread) 
 
 /// Adds one expert's part of a few strips of H to the sums of its tokens.
 void ExpertsCall::DownGroup(int64_t active, int64_t first_strip, const std::byte* next, float* sums,
-                            int64_t stride, std::byte* panels) const {
+                            int64_t stride, std::byte* panels) {
   const int64_t expert = active_[active], count = CountOf(expert), first = first_[expert];
   const PackedMatrix& down = Matrix(e_.down[expert]);
   const int strips = StripsIn(e_.hidden, first_strip);
@@ -323,6 +328,7 @@ void ExpertsCall::DownGroup(int64_t active, int64_t first_strip, const std::byte
   const float factor = e_.quant.g2_alphas[expert] * form.factor();
   const StripGroup group(kernels_, down, first_strip, strips,
                          UsesPanels(kernels_, down.format, count), panels, next);
+  if (group.has_nan()) corrupt_ = expert;
   for (int64_t t = 0; t < count; t += kBlockTokens) {
     float y[kBlockTokens * kBlockStride];
     const int64_t n = std::min<int64_t>(kBlockTokens, count - t);
@@ -351,6 +357,7 @@ Result<void> Experts(const CpuKernels& kernels, ThreadPool& pool, Scratch& scrat
   call.Pack(pool);
   call.Up(pool);
   call.Down(pool);
+  if (call.corrupt() >= 0) return NanCodeError(fmt::format("{}.{}", experts.name, call.corrupt()));
   return {};
 }
 

@@ -19,7 +19,7 @@ namespace nibble::kernels::cpu {
 /// weights [T, K]; y [T, H] fp32, overwritten; matrices PackedMatrix needs    H and I multiples of
 /// 16; y does not alias x; K >= 1
 /// errors   kOutOfMemory (scratch grows on the first call of a
-/// size); y is unspecified then
+/// size), kCorruptFile (mapped weights hold an FP8 NaN); y is unspecified then
 /// threads  results do not depend on their number
 Result<void> Experts(const CpuKernels& kernels, ThreadPool& pool, Scratch& scratch,
                      const PreparedExperts& experts, const float* x, int64_t tokens,

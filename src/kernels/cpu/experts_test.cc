@@ -127,15 +127,16 @@ Batch RandomBatch(Random& random, int64_t tokens, int64_t experts, int top_k, in
 }
 
 std::vector<float> RunExperts(const Layer& layer, const Batch& b, CpuIsa isa, int threads,
-                              Scratch& scratch) {
+                              Scratch& scratch, bool mapped = false) {
+  const auto view = [mapped](const TestMatrix& m) { return mapped ? m.mapped_view() : m.view(); };
   PreparedExperts prepared;
   prepared.activation = layer.activation;
   prepared.n_experts = layer.experts();
   prepared.hidden = layer.hidden;
   prepared.intermediate = layer.intermediate;
-  for (const TestMatrix& m : layer.gate) prepared.gate.push_back(m.view());
-  for (const TestMatrix& m : layer.up) prepared.up.push_back(m.view());
-  for (const TestMatrix& m : layer.down) prepared.down.push_back(m.view());
+  for (const TestMatrix& m : layer.gate) prepared.gate.push_back(view(m));
+  for (const TestMatrix& m : layer.up) prepared.up.push_back(view(m));
+  for (const TestMatrix& m : layer.down) prepared.down.push_back(view(m));
   prepared.quant = layer.quant;
   ThreadPool pool(threads);
   std::vector<float> y(b.tokens * layer.hidden, std::numeric_limits<float>::quiet_NaN());
@@ -276,6 +277,8 @@ class ExpertsTest : public testing::TestWithParam<CpuIsa> {
       std::memset(scratch.bytes().data(), 0xFF, scratch.bytes().size());
       EXPECT_TRUE(SameBits(RunExperts(layer, b, GetParam(), threads, scratch), y)) << threads;
     }
+    Scratch other;
+    EXPECT_TRUE(SameBits(RunExperts(layer, b, GetParam(), 2, other, true), y)) << "mapped";
   }
 };
 
@@ -368,6 +371,42 @@ TEST_P(ExpertsTest, ANanTokenDoesNotReachTheOthers) {
   Scratch scratch;
   const auto y = RunExperts(layer, b, GetParam(), 2, scratch);
   for (size_t i = 0; i < y.size(); ++i) EXPECT_EQ(std::isnan(y[i]), i / 32 == 5) << i;
+}
+
+TEST_P(ExpertsTest, MappedWeightsWithANanCodeAreRefused) {
+  Random random(33);
+  for (const int projection : {0, 1, 2}) {
+    for (const int64_t tokens : {1, 20}) {
+      Layer layer = RandomFp8Layer(random, kFp8Schemes[0], 4, 64, 48, true);
+      TestMatrix& m = (projection == 0 ? layer.gate : projection == 1 ? layer.up : layer.down)[2];
+      m.codes[random() % m.codes.size()] = 0x7F;
+      WriteFileRows(m);
+      PreparedExperts prepared;
+      prepared.name = "layer.experts";
+      prepared.n_experts = layer.experts();
+      prepared.hidden = layer.hidden;
+      prepared.intermediate = layer.intermediate;
+      for (const TestMatrix& w : layer.gate) prepared.gate.push_back(w.mapped_view());
+      for (const TestMatrix& w : layer.up) prepared.up.push_back(w.mapped_view());
+      for (const TestMatrix& w : layer.down) prepared.down.push_back(w.mapped_view());
+      prepared.quant = layer.quant;
+      Batch b = RandomBatch(random, tokens, layer.experts(), 1, layer.hidden);
+      const auto run = [&] {
+        ThreadPool pool(2);
+        Scratch scratch;
+        std::vector<float> y(tokens * layer.hidden);
+        return Experts(KernelsFor(GetParam()), pool, scratch, prepared, b.x.data(), tokens,
+                       b.ids.data(), b.weights.data(), 1, y.data());
+      };
+      std::fill(b.ids.begin(), b.ids.end(), 1);
+      EXPECT_TRUE(run());  // what is not used is not read
+      b.ids.back() = 2;
+      const auto done = run();
+      ASSERT_FALSE(done) << projection;
+      EXPECT_EQ(done.error().code, ErrorCode::kCorruptFile);
+      EXPECT_NE(done.error().Message().find("layer.experts.2"), std::string::npos);
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Every, ExpertsTest, testing::ValuesIn(IsasOfThisMachine()), IsaTestName);

@@ -11,6 +11,7 @@
 
 #include "kernels/cpu/ahead.h"
 #include "kernels/cpu/cpu_kernels.h"
+#include "kernels/cpu/isa_avx2_tiles.h"
 #include "kernels/cpu/target.h"
 #include "layout/cpu_tile.h"
 
@@ -483,6 +484,9 @@ const CpuKernels kAvx2Kernels = {
     .expand_nvfp4 = ExpandNvfp4,
     .expand_fp8 = ExpandFp8,
     .panel_gemm = PanelGemm,
+    .tile_nvfp4 = TileNvfp4,
+    .tile_fp8 = TileFp8,
+    .tile_bf16 = TileBf16,
     .gated_activation = Gated,
     .add_scaled = AddScaled,
 };

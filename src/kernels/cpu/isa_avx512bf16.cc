@@ -10,6 +10,7 @@
 #if defined(__x86_64__)
 
 #include "kernels/cpu/isa_avx512_common.h"
+#include "kernels/cpu/isa_avx512_tiles.h"
 
 NIBBLE_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")
 
@@ -225,6 +226,9 @@ const CpuKernels kAvx512Bf16Kernels = {
     .expand_nvfp4 = ExpandNvfp4,
     .expand_fp8 = ExpandFp8,
     .panel_gemm = PanelGemm,
+    .tile_nvfp4 = TileNvfp4,
+    .tile_fp8 = TileFp8,
+    .tile_bf16 = TileBf16,
     .gated_activation = Gated,
     .add_scaled = AddScaled,
 };

@@ -145,6 +145,55 @@ void PanelGemm(const std::byte* const* panels, int strips, bool, int64_t tiles,
   }
 }
 
+// Four groups of 16 codes of one row. Tile by tile, because what is written then stays in L1 until
+// it is whole. A vector of the compiler's own: with SSE2 alone two registers, which is enough.
+typedef uint64_t Groups __attribute__((vector_size(32)));
+
+constexpr Groups Repeat(uint64_t mask) { return Groups{mask, mask, mask, mask}; }
+
+/// The even nibbles of each 32-bit half, moved together into its low 16 bits.
+inline Groups EvenNibbles(Groups v) {
+  v &= Repeat(0x0F0F0F0F0F0F0F0F);
+  v = (v | v >> 4) & Repeat(0x00FF00FF00FF00FF);
+  return (v | v >> 8) & Repeat(0x0000FFFF0000FFFF);
+}
+
+/// A row's group of 16 codes is 64 bits, its two halves of 8 k the two lanes of 32, and a lane
+/// holds its even codes below its odd ones.
+void TileNvfp4(const uint8_t* rows, int64_t stride, const uint8_t* scales, int64_t scale_stride,
+               int64_t tiles, std::byte* out) {
+  constexpr int64_t kGroups = kTileK / kGroup;
+  for (int64_t tile = 0; tile < tiles; ++tile, out += kNvfp4TileBytes) {
+    for (int64_t r = 0; r < kRows; ++r) {
+      Groups groups;
+      std::memcpy(&groups, rows + r * stride + tile * (kTileK / 2), sizeof groups);
+      groups = EvenNibbles(groups) | EvenNibbles(groups >> 4) << 16;
+      uint32_t lanes[2 * kGroups];
+      std::memcpy(lanes, &groups, sizeof lanes);
+      for (int64_t i = 0; i < 2 * kGroups; ++i) std::memcpy(out + i * 64 + r * 4, &lanes[i], 4);
+      for (int64_t g = 0; g < kGroups; ++g) {
+        out[512 + g * 16 + r] =
+            static_cast<std::byte>(scales[r * scale_stride + tile * kGroups + g]);
+      }
+    }
+  }
+}
+
+/// Pairs of FP8 or bf16 weights.
+template <int64_t kPairBytes>
+void TilePairs(const uint8_t* rows, int64_t stride, const uint8_t*, int64_t, int64_t tiles,
+               std::byte* out) {
+  constexpr int64_t kPairs = kTileK / 2;
+  for (int64_t tile = 0; tile < tiles; ++tile, out += kPairs * kRows * kPairBytes) {
+    for (int64_t r = 0; r < kRows; ++r) {
+      const uint8_t* from = rows + r * stride + tile * kPairs * kPairBytes;
+      for (int64_t p = 0; p < kPairs; ++p) {
+        std::memcpy(out + (p * kRows + r) * kPairBytes, from + p * kPairBytes, kPairBytes);
+      }
+    }
+  }
+}
+
 void Gated(const GatedActivation& how, const float* gate, const float* up, int64_t groups,
            float* h) {
   for (int64_t i = 0; i < groups * kRows; ++i) {
@@ -178,6 +227,9 @@ const CpuKernels kScalarKernels = {
     .expand_nvfp4 = ExpandNvfp4,
     .expand_fp8 = ExpandFp8,
     .panel_gemm = PanelGemm,
+    .tile_nvfp4 = TileNvfp4,
+    .tile_fp8 = TilePairs<2>,
+    .tile_bf16 = TilePairs<4>,
     .gated_activation = Gated,
     .add_scaled = AddScaled,
 };

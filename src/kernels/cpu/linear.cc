@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstring>
 #include <variant>
 
@@ -59,17 +60,19 @@ class LinearCall {
       const PackedMatrix& w = Matrix(i);
       NIBBLE_CHECK(w.n == shards[i]->n && w.k == k, "a shard's packed shape is not its own");
       as_panels_[i] = UsesPanels(kernels, w.format, tokens);
-      expands_ |= as_panels_[i] && Expands(w.format);
+      needs_panels_ |= w.mapped() || (as_panels_[i] && Expands(w.format));
     }
   }
 
   void Carve(Carver carver, int threads) {
     rows_ = carver.Take<std::byte>(forms_.count * tokens_ * RowBytes());
     row_pointers_ = carver.Take<const std::byte*>(forms_.count * tokens_);
-    panels_ = carver.Take<std::byte>(expands_ ? threads * kPanelStrips * PanelBytes(k_) : 0);
+    panels_ = carver.Take<std::byte>(needs_panels_ ? threads * GroupBytes(k_) : 0);
     scratch_bytes_ = carver.used();
   }
   size_t scratch_bytes() const { return scratch_bytes_; }
+  /// A shard whose mapped weights turned out to hold an FP8 NaN; null: none.
+  const PreparedLinearShard* corrupt() const { return corrupt_; }
 
   void Pack(ThreadPool& pool) {
     const int64_t rows = forms_.count * tokens_;
@@ -118,9 +121,10 @@ class LinearCall {
     const PackedMatrix& w = Matrix(shard);
     const int64_t first = unit * kPanelStrips;
     const int strips = static_cast<int>(std::min<int64_t>(kPanelStrips, StripCount(w.n) - first));
-    std::byte* panels = expands_ ? panels_ + thread * kPanelStrips * PanelBytes(k_) : nullptr;
+    std::byte* panels = needs_panels_ ? panels_ + thread * GroupBytes(k_) : nullptr;
     const StripGroup group(kernels_, w, first, strips, as_panels_[shard], panels,
                            w.strip(first + strips));
+    if (group.has_nan()) corrupt_ = shards_[shard];
 
     const RowForm& form = forms_.form[forms_.of_shard[shard]];
     const std::byte* const* x = row_pointers_ + forms_.of_shard[shard] * tokens_;
@@ -147,12 +151,13 @@ class LinearCall {
   int64_t ldy_;
   Forms forms_;
   std::array<bool, kMaxShards> as_panels_{};
-  bool expands_ = false;
+  bool needs_panels_ = false;
+  std::atomic<const PreparedLinearShard*> corrupt_ = nullptr;
 
   size_t scratch_bytes_ = 0;
   std::byte* rows_ = nullptr;                 // [forms][tokens][RowBytes()]
   const std::byte** row_pointers_ = nullptr;  // [forms][tokens]
-  std::byte* panels_ = nullptr;               // [threads][kPanelStrips][PanelBytes(k)]
+  std::byte* panels_ = nullptr;               // [threads][GroupBytes(k)]
 };
 
 }  // namespace
@@ -171,6 +176,7 @@ Result<void> Linear(const CpuKernels& kernels, ThreadPool& pool, Scratch& scratc
   call.Carve(Carver(memory), pool.threads());
   call.Pack(pool);
   call.Multiply(pool);
+  if (const PreparedLinearShard* shard = call.corrupt()) return NanCodeError(shard->name);
   return {};
 }
 

@@ -19,7 +19,7 @@ namespace nibble::kernels::cpu {
 /// [tokens, ldy] fp32: the shards' columns are written, the others left; weights PackedMatrix needs
 /// the columns of shards do not overlap; y does not alias x
 /// errors   kOutOfMemory (scratch grows on
-/// the first call of a size); y is unspecified then
+/// the first call of a size), kCorruptFile (mapped weights hold an FP8 NaN); y is unspecified then
 /// threads  results do not depend on their number
 Result<void> Linear(const CpuKernels& kernels, ThreadPool& pool, Scratch& scratch,
                     std::span<const PreparedLinearShard* const> shards,

@@ -63,12 +63,14 @@ Case RandomCase(Random& random) {
   return c;
 }
 
-std::vector<float> RunLinear(const Case& c, CpuIsa isa, int threads, Scratch& scratch) {
+std::vector<float> RunLinear(const Case& c, CpuIsa isa, int threads, Scratch& scratch,
+                             bool mapped = false) {
   std::vector<PreparedLinearShard> prepared(c.shards.size());
   std::vector<const PreparedLinearShard*> pointers;
   std::vector<int64_t> columns;
   for (size_t i = 0; i < c.shards.size(); ++i) {
-    prepared[i].weight = c.shards[i].matrix.view();
+    const TestMatrix& matrix = c.shards[i].matrix;
+    prepared[i].weight = mapped ? matrix.mapped_view() : matrix.view();
     prepared[i].n = c.shards[i].matrix.n;
     prepared[i].global = c.shards[i].matrix.global;
     prepared[i].activation = c.shards[i].activation;
@@ -124,6 +126,8 @@ TEST_P(LinearTest, IsWithinTheFp32BoundAndIndependentOfThreadsAndScratch) {
       std::memset(scratch.bytes().data(), 0xFF, scratch.bytes().size());
       EXPECT_TRUE(SameBits(RunLinear(c, GetParam(), threads, scratch), y)) << threads;
     }
+    Scratch other;
+    EXPECT_TRUE(SameBits(RunLinear(c, GetParam(), 2, other, true), y)) << "mapped";
   }
 }
 
@@ -181,6 +185,39 @@ TEST_P(LinearTest, ZeroWeightsGiveZeroAndNansStayInTheirToken) {
       EXPECT_TRUE(std::isnan(y[i])) << i;
     } else {
       EXPECT_EQ(y[i], 0.0f) << i;
+    }
+  }
+}
+
+TEST_P(LinearTest, MappedWeightsWithANanCodeAreRefused) {
+  Random random(17);
+  for (const QuantScheme& scheme : kFp8Schemes) {
+    for (int64_t tokens : {1, 30}) {
+      Case c{{}, tokens, 144, 80, RandomFloats(random, tokens * 144)};
+      c.shards.push_back(RandomShard(random, kW4A16, 16, c.k));
+      c.shards.push_back(RandomShard(random, scheme, 64, c.k));
+      c.shards[1].column = 16;
+      TestMatrix& m = c.shards[1].matrix;
+      m.codes[random() % m.codes.size()] = random() % 2 ? 0x7F : 0xFF;
+      WriteFileRows(m);
+      std::vector<PreparedLinearShard> prepared(2);
+      for (int i = 0; i < 2; ++i) {
+        prepared[i].name = i == 0 ? "first" : "second";
+        prepared[i].weight = c.shards[i].matrix.mapped_view();
+        prepared[i].n = c.shards[i].matrix.n;
+        prepared[i].activation = c.shards[i].activation;
+        prepared[i].input_scale = c.shards[i].input_scale;
+      }
+      const PreparedLinearShard* pointers[] = {&prepared[0], &prepared[1]};
+      const int64_t columns[] = {0, 16};
+      ThreadPool pool(2);
+      Scratch scratch;
+      std::vector<float> y(tokens * 80);
+      const auto done = Linear(KernelsFor(GetParam()), pool, scratch, pointers, columns, c.x.data(),
+                               tokens, c.k, y.data(), 80);
+      ASSERT_FALSE(done);
+      EXPECT_EQ(done.error().code, ErrorCode::kCorruptFile);
+      EXPECT_NE(done.error().Message().find("second"), std::string::npos) << done.error().Message();
     }
   }
 }

@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <string_view>
 
 #include "base/error.h"
 #include "kernels/cpu/cpu_kernels.h"
+#include "kernels/cpu/pack.h"
 #include "kernels/cpu/rows.h"
 #include "layout/cpu_tile.h"
 
@@ -21,6 +23,10 @@ inline constexpr int64_t kBlockStride = kPanelStrips * kStripRows;
 /// same few lines of L1.
 inline int64_t PanelBytes(int64_t k) { return StripBytes(TileFormat::kBf16, k) + 64; }
 
+/// What a group of strips may need of its own: a panel each, and the tiles of a mapped strip while it
+/// is expanded.
+inline int64_t GroupBytes(int64_t k) { return (kPanelStrips + 1) * PanelBytes(k); }
+
 /// Whether so many tokens are worth a panel (NVFP4 and FP8: expanding the strips first).
 inline bool UsesPanels(const CpuKernels& kernels, TileFormat format, int64_t tokens) {
   switch (format) {
@@ -35,11 +41,19 @@ inline bool UsesPanels(const CpuKernels& kernels, TileFormat format, int64_t tok
 }
 inline bool Expands(TileFormat format) { return format != TileFormat::kBf16; }
 
+/// What mapped weights of `module` that hold an FP8 NaN end a call with.
+inline Error NanCodeError(std::string_view module) {
+  Error error = Err(ErrorCode::kCorruptFile,
+                    "the weights of {} hold an FP8 code that is a NaN, expected numbers", module);
+  error.hint = "without --no-repack loading says which";
+  return error;
+}
+
 /// Up to kPanelStrips neighbouring strips, ready to be multiplied as often as there are blocks of
 /// tokens.
 class StripGroup {
  public:
-  /// `panels` has room for kPanelStrips panels; it is written only for strips that are expanded.
+  /// `panels` has room for GroupBytes(k); it is written only for strips that are expanded or mapped.
   /// `next`: what this thread will read after the group.
   StripGroup(const CpuKernels& kernels, const PackedMatrix& w, int64_t first_strip, int strips,
              bool as_panels, std::byte* panels, const std::byte* next)
@@ -52,7 +66,15 @@ class StripGroup {
         next_(next) {
     for (int s = 0; s < strips; ++s) {
       strip_[s] = w.strip(first_strip + s);
-      if (as_panels && Expands(w.format)) {
+      const bool expands = as_panels && Expands(w.format);
+      if (w.mapped()) {
+        std::byte* tiles = panels + (expands ? kPanelStrips : s) * PanelBytes(w.k);
+        PackStrip(kernels, w, first_strip + s, tiles);
+        strip_[s] = tiles;
+        has_nan_ |= w.format == TileFormat::kFp8 &&
+                    HasNanCode({tiles, static_cast<size_t>(StripBytes(w.format, w.k))});
+      }
+      if (expands) {
         std::byte* panel = panels + s * PanelBytes(w.k);
         const auto expand =
             w.format == TileFormat::kNvfp4 ? kernels.expand_nvfp4 : kernels.expand_fp8;
@@ -61,6 +83,9 @@ class StripGroup {
       }
     }
   }
+
+  /// Whether a mapped strip held an FP8 code that is a NaN, which the kernels take for a number.
+  bool has_nan() const { return has_nan_; }
 
   /// y[t * ldy + 16 * s + r], all 16 rows of every strip written. x: rows as PackRow leaves them
   /// under `form`; the scales that they bring, and those of the weight's channels or blocks, are
@@ -91,7 +116,8 @@ class StripGroup {
     const std::byte* at[kPanelStrips];
     for (int s = 0; s < strips; ++s) at[s] = strip_[s0 + s] + first * TileBytes(format);
     if (as_panels_) {
-      return kernels_.panel_gemm(at, strips, !Expands(w_.format), count, x, tokens, global, y, ldy);
+      const bool from_memory = !Expands(w_.format) && !w_.mapped();
+      return kernels_.panel_gemm(at, strips, from_memory, count, x, tokens, global, y, ldy);
     }
     const auto decode = format == TileFormat::kNvfp4 ? kernels_.decode_nvfp4
                         : format == TileFormat::kFp8 ? kernels_.decode_fp8
@@ -191,7 +217,7 @@ class StripGroup {
   const PackedMatrix& w_;
   int64_t tiles_, first_row_;
   int strips_;
-  bool as_panels_;
+  bool as_panels_, has_nan_ = false;
   const std::byte* next_;
   const std::byte* strip_[kPanelStrips] = {};
 };

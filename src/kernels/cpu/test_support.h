@@ -63,6 +63,7 @@ struct TestMatrix {
   GroupShape group = {};               // FP8
   std::vector<float> fp8_scales;       // by channel [n], by block [ceil(n / 128), ceil(k / 128)]
   AlignedBytes packed;
+  std::vector<uint8_t> file;  // the rows as a file has them, from its second byte on
 
   double At(int64_t r, int64_t c) const {
     if (format == TileFormat::kBf16) return ToFloat(Bf16{bits[r * k + c]});
@@ -76,11 +77,36 @@ struct TestMatrix {
            DecodeE4m3(scales[r * (k / 16) + c / 16]);
   }
   PackedMatrix view() const {
-    return {format, n, k, packed.data(), group, fp8_scales.empty() ? nullptr : fp8_scales.data()};
+    return {format, n, k, packed.data(), group, fp8_scales.empty() ? nullptr : fp8_scales.data(),
+            {}};
+  }
+  /// The same matrix before it is packed.
+  PackedMatrix mapped_view() const {
+    PackedMatrix view = this->view();
+    view.data = nullptr;
+    view.rows = {file.data() + 1, scales.empty() ? nullptr : scales.data()};
+    return view;
   }
 };
 
+/// Row by row, at an odd address, with nothing behind the last byte.
+inline void WriteFileRows(TestMatrix& m) {
+  m.file = {0xFF};
+  for (int64_t i = 0; i < m.n * m.k; ++i) {
+    if (m.format == TileFormat::kBf16) {
+      m.file.push_back(static_cast<uint8_t>(m.bits[i]));
+      m.file.push_back(static_cast<uint8_t>(m.bits[i] >> 8));
+    } else if (m.format == TileFormat::kFp8) {
+      m.file.push_back(m.codes[i]);
+    } else if (i % 2 == 0) {  // the low nibble first
+      m.file.push_back(static_cast<uint8_t>(m.codes[i] | m.codes[i + 1] << 4));
+    }
+  }
+  m.file.shrink_to_fit();
+}
+
 inline void NaivePack(TestMatrix& m) {
+  WriteFileRows(m);
   m.packed = AlignedBytes(PackedBytes(m.format, m.n, m.k));
   std::memset(m.packed.data(), 0, PackedBytes(m.format, m.n, m.k));
   for (int64_t row = 0; row < m.n; ++row) {
@@ -109,8 +135,8 @@ inline void NaivePack(TestMatrix& m) {
 }
 
 inline TestMatrix Copy(const TestMatrix& m) {
-  TestMatrix copy{m.format, m.n,    m.k,     m.global,     m.codes,
-                  m.scales, m.bits, m.group, m.fp8_scales, AlignedBytes()};
+  TestMatrix copy{m.format, m.n,     m.k,          m.global,       m.codes, m.scales,
+                  m.bits,   m.group, m.fp8_scales, AlignedBytes(), {}};
   NaivePack(copy);
   return copy;
 }

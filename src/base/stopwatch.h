@@ -4,7 +4,7 @@
 
 #include <chrono>
 
-namespace nibble::engine {
+namespace nibble {
 
 /// Seconds of all threads of this process together, running or spinning.
 inline double CpuSeconds() {
@@ -24,4 +24,4 @@ class Stopwatch {
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
-}  // namespace nibble::engine
+}  // namespace nibble
