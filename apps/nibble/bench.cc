@@ -148,8 +148,7 @@ Result<void> BenchThreads(const Arguments& a, const std::vector<BenchTest>& test
   if (options.wishes.context == 0) options.wishes.context = longest + 1;
   // Before the model is there: it needs half a GiB, which shall not count as the model's.
   const double bandwidth = [&] {
-    ThreadPool pool(threads > 0 ? threads : AvailableCores());
-    return PlainReadBandwidth(pool);
+    return PlainReadBandwidth(*OpenThreadPool(options.threads, options.pinning));
   }();
   MemoryWatch memory;
   NIBBLE_TRY(const std::unique_ptr<engine::Engine> engine, Load(a, options, &memory));

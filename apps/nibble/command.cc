@@ -87,14 +87,24 @@ void ModelOptions::AddTo(CLI::App& app) {
   app.add_option("--ctx", context,
                  "tokens of context to reserve (default: the model's own, up to 32768)")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
-  app.add_option("-t,--threads", threads, "threads (default: one a physical core)")
+  app.add_option("-t,--threads", threads,
+                 "threads (default: one a physical core, no more than a container's quota)")
       ->check(CLI::Range(0, 1024));
+  app.add_option("--pin", pinning,
+                 "auto (with several NUMA nodes each thread keeps to one), none, or cores (each to "
+                 "a core of its own)")
+      ->envname("NIBBLE_PIN");
   app.add_flag("--json", json, "one JSON object on stdout, for programs");
 }
 
 Result<engine::EngineOptions> ModelOptions::Parse() const {
   engine::EngineOptions out;
   out.threads = threads;
+  const std::optional<Pinning> pin = ParsePinning(pinning);
+  if (!pin) {
+    return Err(ErrorCode::kInvalidArgument, "--pin {}: expected auto, none or cores", pinning);
+  }
+  out.pinning = *pin;
   out.wishes.context = context;
   out.wishes.batch_invariant = batch_invariant;
   out.wishes.map_weights = no_repack;

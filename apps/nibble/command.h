@@ -21,6 +21,7 @@ struct ModelOptions {
   std::string moe_backend, activation_precision = "auto", kv_cache_dtype = "auto", spec;
   int64_t context = 0;
   int threads = 0;
+  std::string pinning = "auto";
   bool json = false, batch_invariant = false, no_repack = false;
 
   void AddTo(CLI::App& app);

@@ -1,8 +1,9 @@
-// fork_join_bench pool|openmp [THREADS]: the time to open and close an empty parallel region, and
-// the regions of one decoded token (two over the experts of each of 48 layers, their weights
-// streaming from memory), on our thread pool or on OpenMP. One of them a process, for the idle
-// threads of the other would spin in its way; run them in turns, OpenMP also under
-//         OMP_WAIT_POLICY=active and passive.
+// fork_join_bench pool|openmp [THREADS [auto|none|cores]]: the time to open and close an empty
+// parallel region, hot and after 5 ms in which the threads went to sleep; what they use of the cores
+// in these pauses; and the regions of one decoded token (two over the experts of each of 48 layers,
+// their weights streaming from memory), on our thread pool, pinned or not, or on OpenMP. One of them
+// a process, for the idle threads of the other would spin in its way; run them in turns, OpenMP
+// also under OMP_WAIT_POLICY=active and passive.
 
 #include <fmt/core.h>
 #include <omp.h>
@@ -105,6 +106,16 @@ int Measure(const char* who, int threads, Fork fork) {
     Time(empty, 200, [&] { fork(threads, [&](int64_t b, int64_t) { sink[b * 8] = b; }); });
   }
   Print("empty region", who, empty);
+  Samples woken, asleep;
+  for (int round = 0; round < 200; ++round) {
+    Time(asleep, 1, [] {
+      timespec pause{0, 5'000'000};
+      nanosleep(&pause, nullptr);
+    });
+    Time(woken, 1, [&] { fork(threads, [&](int64_t b, int64_t) { sink[b * 8] = b; }); });
+  }
+  Print("empty region after 5 ms", who, woken);
+  Print("those 5 ms", who, asleep);
   const auto isa = ChooseIsa(std::getenv("NIBBLE_ISA"));
   if (!isa) return 2;
   const Token token(KernelsFor(*isa));
@@ -113,7 +124,7 @@ int Measure(const char* who, int threads, Fork fork) {
   return 0;
 }
 
-int Main(std::string_view who, int threads) {
+int Main(std::string_view who, int threads, Pinning pinning) {
   if (who == "openmp") {
     omp_set_num_threads(threads);
     return Measure("openmp", threads, [](int64_t units, const auto& fn) {
@@ -124,9 +135,9 @@ int Main(std::string_view who, int threads) {
       }
     });
   }
-  ThreadPool pool(threads);
-  return Measure("pool", threads, [&](int64_t units, const auto& fn) {
-    pool.Run(units, [&](int64_t b, int64_t e, int) { fn(b, e); });
+  const auto pool = OpenThreadPool(threads, pinning);
+  return Measure("pool", pool->threads(), [&](int64_t units, const auto& fn) {
+    pool->Run(units, [&](int64_t b, int64_t e, int) { fn(b, e); });
   });
 }
 
@@ -135,5 +146,7 @@ int Main(std::string_view who, int threads) {
 
 int main(int argc, char** argv) {
   const int threads = argc > 2 ? std::max(1, std::atoi(argv[2])) : nibble::AvailableCores();
-  return nibble::kernels::cpu::Main(argc > 1 ? argv[1] : "pool", threads);
+  const auto pinning = nibble::ParsePinning(argc > 3 ? argv[3] : "none");
+  if (!pinning) return 2;
+  return nibble::kernels::cpu::Main(argc > 1 ? argv[1] : "pool", threads, *pinning);
 }

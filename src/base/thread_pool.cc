@@ -3,25 +3,11 @@
 #include <sched.h>
 
 #include <algorithm>
-#include <cstdio>
-#include <set>
-#include <string>
 #include <system_error>
+#include <utility>
 
 namespace nibble {
 namespace {
-
-/// The lowest hyperthread of `cpu`'s core, or `cpu` itself where the system does not say.
-int CoreOf(int cpu) {
-  const std::string path =
-      "/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/thread_siblings_list";
-  int first = cpu;
-  if (std::FILE* file = std::fopen(path.c_str(), "re")) {
-    if (std::fscanf(file, "%d", &first) != 1) first = cpu;
-    std::fclose(file);
-  }
-  return first;
-}
 
 // How long a thread looks for its next region, or the caller for the last worker, before it sleeps:
 // first some ten microseconds of pauses (40 to 140 cycles each), which is more than lies between
@@ -32,6 +18,8 @@ constexpr int kPauses = 500, kYields = 16;
 void Pause() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("isb");  // tens of cycles; `yield` is none on most cores
 #endif
 }
 
@@ -50,22 +38,28 @@ uint32_t AwaitChange(const std::atomic<uint32_t>& word, uint32_t old) {
   return word.load(std::memory_order_acquire);
 }
 
-}  // namespace
-
-int AvailableCores() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof set, &set) != 0) {
-    return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-  }
-  std::set<int> cores;
-  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-    if (CPU_ISSET(cpu, &set)) cores.insert(CoreOf(cpu));
-  }
-  return std::max(1, static_cast<int>(cores.size()));
+/// A wish: where the system refuses it, the thread runs as it would without.
+void KeepTo(const std::vector<int>& cpus) {
+  const int size = cpus.back() + 1;
+  cpu_set_t* set = CPU_ALLOC(size);
+  if (set == nullptr) return;
+  const size_t bytes = CPU_ALLOC_SIZE(size);
+  CPU_ZERO_S(bytes, set);
+  for (int cpu : cpus) CPU_SET_S(cpu, bytes, set);
+  sched_setaffinity(0, bytes, set);
+  CPU_FREE(set);
 }
 
-ThreadPool::ThreadPool(int threads) {
+}  // namespace
+
+UnitRange PartOf(int64_t units, int threads, int thread) {
+  const int64_t part = units / threads, rest = units % threads;
+  const int64_t begin = thread * part + std::min<int64_t>(thread, rest);
+  return {begin, begin + part + (thread < rest)};
+}
+
+ThreadPool::ThreadPool(int threads, std::vector<std::vector<int>> places)
+    : places_(std::move(places)) {
   const int wanted = std::max(0, threads - 1);
   workers_.reserve(static_cast<size_t>(wanted));
   for (int i = 0; i < wanted; ++i) {
@@ -77,6 +71,12 @@ ThreadPool::ThreadPool(int threads) {
   }
 }
 
+std::unique_ptr<ThreadPool> OpenThreadPool(int threads, Pinning pinning) {
+  const Topology topology = ReadTopology();
+  if (threads <= 0) threads = topology.threads();
+  return std::make_unique<ThreadPool>(threads, PlaceThreads(topology, threads, pinning));
+}
+
 ThreadPool::~ThreadPool() {
   stop_ = true;
   epoch_.fetch_add(1, std::memory_order_release);
@@ -85,6 +85,7 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::WorkerLoop(int thread) {
+  if (static_cast<size_t>(thread) < places_.size()) KeepTo(places_[thread]);
   uint32_t seen = 0;
   while (true) {
     // A region ends only when every worker has left it, so no epoch is ever skipped.
@@ -108,13 +109,11 @@ void ThreadPool::Fork(Job job) {
 
 void ThreadPool::Run(int64_t units, FunctionRef<void(int64_t, int64_t, int)> fn) {
   if (units <= 0) return;
-  const int64_t n = threads();
+  const int n = threads();
   if (n == 1 || units == 1) return fn(0, units, 0);
-  const int64_t part = units / n, rest = units % n;  // the first `rest` parts have one more
   Fork([&](int thread) {
-    const int64_t begin = thread * part + std::min<int64_t>(thread, rest);
-    const int64_t end = begin + part + (thread < rest);
-    if (begin < end) fn(begin, end, thread);
+    const UnitRange part = PartOf(units, n, thread);
+    if (part.begin < part.end) fn(part.begin, part.end, thread);
   });
 }
 

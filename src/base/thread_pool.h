@@ -7,6 +7,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "base/topology.h"
+
 namespace nibble {
 
 /// A reference to something callable, valid for the duration of a call: two words, no allocation.
@@ -29,20 +31,29 @@ class FunctionRef<R(Args...)> {
   R (*call_)(void*, Args...);
 };
 
-/// The physical cores that this process may run on (its affinity mask, one per group of
-/// hyperthreads); at least 1.
-int AvailableCores();
+/// Units [begin, end).
+struct UnitRange {
+  int64_t begin = 0, end = 0;
+};
+
+/// What ThreadPool::Run(units, …) gives to `thread` of `threads`: contiguous, near equal, the first
+/// units % threads parts one longer. Memory that a thread reads in this split is near it if it
+/// was first written in the same one: the system puts a page on the node whose thread first
+/// touches it.
+UnitRange PartOf(int64_t units, int threads, int thread);
 
 /// A fork-join pool for regions of microseconds. The caller works too, as thread 0; the others spin
 /// for a few microseconds after a region, because on the token path the next one follows at once,
 /// and then sleep. Which thread computes a unit never changes what it computes: a unit writes
 /// results of its own, and whole.
-/// threads  one region at a time, from one thread at a time; a
-/// region must not start another.
+/// Places hold for the workers alone. The caller's thread is its owner's, and threads that it starts
+/// would inherit its mask; the workers leave it the first core, where the system then runs it.
+/// threads  one region at a time, from one thread at a time; a region must not start another
 class ThreadPool {
  public:
-  /// `threads` counts the caller. Where the system refuses some, the pool has fewer.
-  explicit ThreadPool(int threads);
+  /// `threads` counts the caller. Where the system refuses some, the pool has fewer. `places`, if
+  /// not empty, has a list of processors for each thread.
+  explicit ThreadPool(int threads, std::vector<std::vector<int>> places = {});
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
@@ -68,7 +79,11 @@ class ThreadPool {
   alignas(64) std::atomic<int64_t> next_unit_{0};
   alignas(64) const Job* job_ = nullptr;  // written before epoch_, read after it
   bool stop_ = false;
+  const std::vector<std::vector<int>> places_;
   std::vector<std::thread> workers_;
 };
+
+/// A pool of `threads` threads, or, for 0, of as many as Topology::threads() says.
+std::unique_ptr<ThreadPool> OpenThreadPool(int threads, Pinning pinning);
 
 }  // namespace nibble

@@ -1,6 +1,7 @@
 #include "base/thread_pool.h"
 
 #include <gtest/gtest.h>
+#include <sched.h>
 
 #include <atomic>
 #include <chrono>
@@ -95,9 +96,58 @@ TEST(ThreadPool, ZeroOrNegativeThreadsMeanTheCallerAlone) {
   EXPECT_EQ(ThreadPool(-3).threads(), 1);
 }
 
-TEST(AvailableCores, IsAtLeastOneAndNoMoreThanTheProcessorsOnline) {
-  EXPECT_GE(AvailableCores(), 1);
-  EXPECT_LE(AvailableCores(), static_cast<int>(std::thread::hardware_concurrency()));
+TEST(PartOf, IsWhatRunGives) {
+  for (int threads : {2, 3, 7}) {
+    ThreadPool pool(threads);
+    for (int64_t units : {2, 5, 6, 7, 100, 1001}) {
+      std::vector<UnitRange> got(threads);
+      pool.Run(units, [&](int64_t begin, int64_t end, int thread) { got[thread] = {begin, end}; });
+      for (int t = 0; t < threads; ++t) {
+        const UnitRange part = PartOf(units, threads, t);
+        if (part.begin == part.end) continue;
+        EXPECT_EQ(got[t].begin, part.begin) << units << " units, thread " << t << " of " << threads;
+        EXPECT_EQ(got[t].end, part.end) << units << " units, thread " << t << " of " << threads;
+      }
+    }
+  }
+}
+
+/// The processors that the calling thread may run on.
+std::vector<int> MaskHere() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  EXPECT_EQ(sched_getaffinity(0, sizeof set, &set), 0);
+  std::vector<int> cpus;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (CPU_ISSET(cpu, &set)) cpus.push_back(cpu);
+  }
+  return cpus;
+}
+
+TEST(ThreadPool, WorkersKeepToTheirPlacesAndTheCallerIsLeftAlone) {
+  const std::vector<int> all = MaskHere();
+  const int last = all.back();
+  ThreadPool pool(3, {{all.front()}, {last}, all});
+  std::vector<std::vector<int>> mask(3);
+  pool.Run(3, [&](int64_t, int64_t, int thread) { mask[thread] = MaskHere(); });
+  EXPECT_EQ(mask[0], all);
+  EXPECT_EQ(mask[1], std::vector<int>{last});
+  EXPECT_EQ(mask[2], all);
+}
+
+TEST(ThreadPool, APlaceThatTheSystemRefusesIsNoPlace) {
+  const std::vector<int> all = MaskHere();
+  ThreadPool pool(2, {all, {60000}});
+  std::vector<int> mask;
+  pool.Run(2, [&](int64_t, int64_t, int thread) {
+    if (thread == 1) mask = MaskHere();
+  });
+  EXPECT_EQ(mask, all);
+}
+
+TEST(OpenThreadPool, TakesTheMachinesThreadsWhereNoneAreAskedFor) {
+  EXPECT_EQ(OpenThreadPool(0, Pinning::kAuto)->threads(), AvailableCores());
+  EXPECT_EQ(OpenThreadPool(3, Pinning::kCores)->threads(), 3);
 }
 
 }  // namespace

@@ -45,7 +45,7 @@ Result<std::unique_ptr<Engine>> Engine::OpenCheckpoint(checkpoint::Checkpoint ch
   NIBBLE_TRY(e->plan_,
              plan::MakePlan(e->checkpoint_, kernels::cpu::DescribeCpu(isa), options.wishes));
   for (const std::string& warning : e->plan_.warnings) Log(LogLevel::kWarning, "plan {}", warning);
-  e->pool_ = std::make_unique<ThreadPool>(options.threads > 0 ? options.threads : AvailableCores());
+  e->pool_ = OpenThreadPool(options.threads, options.pinning);
   const double planned = watch.Seconds();
   NIBBLE_TRY(e->weights_, weights::LoadWeights(e->checkpoint_, e->plan_, *e->pool_, progress));
   const double loaded = watch.Seconds();

@@ -23,7 +23,8 @@ namespace nibble::engine {
 
 struct EngineOptions {
   plan::Wishes wishes;
-  int threads = 0;            // 0: one a physical core
+  int threads = 0;  // 0: as many as AvailableCores()
+  Pinning pinning = Pinning::kAuto;
   std::optional<CpuIsa> isa;  // nothing: what NIBBLE_ISA names, else this machine's best
 };
 

@@ -194,6 +194,7 @@ class Errors(unittest.TestCase):
                 (2, ["run", SAMPLE, "-p", "a", "--temperature", "-1"], "temperature"),
                 (2, ["run", SAMPLE, "-p", "a", "--moe-backend", "triton"], "Expected one of ["),
                 (2, ["run", SAMPLE, "-p", "a", "--activation-precision", "fp4"], "never run"),
+                (2, ["run", SAMPLE, "-p", "a", "--pin", "core"], "--pin core: expected auto, none or cores"),
                 (2, ["run", SAMPLE, "-p", "a b c d e f g", "--ctx", "2"], "maximum context length is 2"),
                 (3, ["run", os.path.join(folder, "nothing"), "-p", "a"], "nothing"),
                 (3, ["run", folder, "-p", "a"], "model.safetensors"),
@@ -204,6 +205,8 @@ class Errors(unittest.TestCase):
                 out, err = run(*arguments, code=code)
                 self.assertIn(part, err, arguments)
                 self.assertNotIn("terminate", err)
+        bad = run("run", SAMPLE, "-p", "a", code=2, env={"NIBBLE_PIN": "all"})[1]
+        self.assertIn("--pin all", bad)
         bad = run("run", SAMPLE, "-p", "a", code=2, env={"NIBBLE_ISA": "mmx"})[1]
         self.assertIn("mmx", bad)
 

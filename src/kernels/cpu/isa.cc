@@ -9,7 +9,7 @@
 #include <string>
 #include <string_view>
 
-#include "base/thread_pool.h"
+#include "base/topology.h"
 
 namespace nibble::kernels::cpu {
 namespace {
