@@ -6,6 +6,7 @@ set -eu
 packages="g++ cmake make libpcre2-dev libutf8proc-dev"
 if [ "${1:-}" = --tests ]; then
   packages="$packages libgtest-dev python3-venv clang-14 clang-format-14 libfuzzer-14-dev libclang-rt-14-dev"
+  [ "$(uname -m)" != x86_64 ] || packages="$packages g++-aarch64-linux-gnu qemu-user"
 fi
 
 if ! command -v apt-get >/dev/null; then

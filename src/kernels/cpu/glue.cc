@@ -4,15 +4,16 @@ namespace nibble::kernels::cpu {
 
 const GlueKernels& GlueFor(CpuIsa isa) {
   switch (isa) {
-    case CpuIsa::kScalar:
-      return kGlueBaseline;
+#if defined(__x86_64__)
     case CpuIsa::kAvx2:
       return kGlueAvx2;
     case CpuIsa::kAvx512:
     case CpuIsa::kAvx512Bf16:
       return kGlueAvx512;
+#endif
+    default:
+      return kGlueBaseline;
   }
-  return kGlueBaseline;
 }
 
 }  // namespace nibble::kernels::cpu

@@ -1,3 +1,5 @@
+#if defined(__x86_64__)
+
 #include "kernels/cpu/glue.h"
 #include "kernels/cpu/target.h"
 
@@ -11,3 +13,5 @@ constexpr int kBlockRows = 4, kBlockWides = 2;
 extern const GlueKernels kGlueAvx2 = kTable;
 }  // namespace nibble::kernels::cpu
 NIBBLE_TARGET_END
+
+#endif  // __x86_64__
