@@ -101,6 +101,11 @@ if pip_install tokenizers==0.23.3; then
 else
   skip "tokenizer against PyPI tokenizers" "PyPI is out of reach"
 fi
+if pip_install numpy==2.4.6; then
+  stage "blocks of GGUF, for bench/model/versus_llama_cpp.py" build/venv/bin/python bench/model/versus/nvfp4_blocks_test.py
+else
+  skip "blocks of GGUF" "PyPI is out of reach"
+fi
 stage "asan: tests under Address- and UBSanitizer" asan
 stage "tsan: tests under ThreadSanitizer" tsan
 stage "fuzz: each target ${NIBBLE_FUZZ_SECONDS:-10} s" fuzz
