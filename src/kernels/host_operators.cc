@@ -2,12 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "kernels/cpu/experts.h"
 #include "kernels/cpu/linear.h"
-#include "numerics/bf16.h"
-#include "numerics/e4m3.h"
 
 namespace nibble::kernels {
 namespace {
@@ -33,11 +30,11 @@ HostOperators::HostOperators(Backend glue, CpuIsa isa, ThreadPool& pool, bool ba
       kernels_(ChooseKernels(isa, batch_invariant)),
       ops_(cpu::GlueFor(isa)),
       pool_(pool),
+      attention_(glue == Backend::kReference, ops_, pool),
       delta_(glue == Backend::kReference ? DeltaForm::kDouble
              : batch_invariant           ? DeltaForm::kInvariant
                                          : DeltaForm::kFastest,
-             ops_, pool),
-      scores_(pool.threads()) {
+             ops_, pool) {
   reference_.parallel = [this](int64_t n, const std::function<void(int64_t)>& unit) {
     pool_.RunEach(n, [&](int64_t i, int) { unit(i); });
   };
@@ -71,14 +68,7 @@ Result<Routing> HostOperators::AllocateRouting(int64_t rows, int top_k) {
   return Routing{static_cast<int32_t*>(ids.data), Floats(weights), top_k};
 }
 
-Result<void> HostOperators::AllocateKv(const KvShape& shape) {
-  kv_ = shape;
-  const uint64_t half = shape.Bytes() / 2;
-  NIBBLE_TRY(keys_, HugeBuffer::Allocate(half));
-  NIBBLE_TRY(values_, HugeBuffer::Allocate(half));
-  for (auto& s : scores_) s.resize(shape.capacity);
-  return {};
-}
+Result<void> HostOperators::AllocateKv(const KvShape& shape) { return attention_.Allocate(shape); }
 
 Result<void> HostOperators::AllocateRecurrent(const RecurrentShape& shape) {
   return delta_.Allocate(shape);
@@ -176,133 +166,12 @@ void HostOperators::RopeTable(Vector frequencies, std::span<const SequenceRows> 
   }
 }
 
-std::byte* HostOperators::KvAt(HugeBuffer& cache, int64_t layer, int slot, int64_t position,
-                               int64_t column) {
-  const int64_t row = (layer * kv_.slots + slot) * kv_.capacity + position;
-  return cache.data() + (row * kv_.kv_width + column) * static_cast<int64_t>(BytesOf(kv_.dtype));
-}
-
-float HostOperators::KvScale(const std::vector<float>& scales, int64_t layer) const {
-  return kv_.dtype == KvDtype::kFp8 && !scales.empty() ? scales[layer] : 1.0f;
-}
-
-void HostOperators::StoreKv(const AttentionShape& shape, int64_t layer, const Place& place,
-                            int64_t kv_head, const float* k, const float* v) {
-  const int64_t column = kv_head * shape.head_dim, n = shape.head_dim;
-  const auto store = [&](HugeBuffer& cache, const float* from, float scale) {
-    std::byte* to = KvAt(cache, layer, place.slot, place.position, column);
-    for (int64_t i = 0; i < n; ++i) {
-      switch (kv_.dtype) {
-        case KvDtype::kF32:
-          std::memcpy(to + 4 * i, &from[i], 4);
-          break;
-        case KvDtype::kBf16: {
-          const Bf16 rounded = ToBf16(from[i]);
-          std::memcpy(to + 2 * i, &rounded, 2);
-          break;
-        }
-        case KvDtype::kFp8:
-          to[i] = static_cast<std::byte>(EncodeE4m3(from[i] / scale));
-          break;
-      }
-    }
-  };
-  store(keys_, k, KvScale(kv_.k_scales, layer));
-  store(values_, v, KvScale(kv_.v_scales, layer));
-}
-
-void HostOperators::NormAndRotate(const AttentionShape& shape, float* head, Vector norm,
-                                  const float* rope, int64_t frequencies) {
-  if (glue_ == Backend::kReference) {
-    reference::RmsNorm(head, 1, shape.head_dim, norm.data, shape.norm_eps, head);
-    reference::RotateHalves(head, shape.head_dim, rope, rope + frequencies, frequencies);
-  } else {
-    ops_.rms_norm(head, shape.head_dim, norm.data, shape.norm_eps, head);
-    ops_.rotate_halves(head, rope, rope + frequencies, frequencies);
-  }
-}
-
-void HostOperators::PrepareKvHead(const AttentionShape& shape, int64_t layer, const Place& place,
-                                  int64_t kv_head, Vector q_norm, Vector k_norm, const float* rope,
-                                  int64_t frequencies, float* qkv) {
-  const int64_t group = shape.n_heads / shape.n_kv_heads;
-  float* row = qkv + place.row * shape.qkv_width();
-  rope += place.row * 2 * frequencies;
-  for (int64_t h = kv_head * group; h < (kv_head + 1) * group; ++h) {
-    NormAndRotate(shape, row + h * shape.q_stride(), q_norm, rope, frequencies);
-  }
-  float* k = row + shape.q_width() + kv_head * shape.head_dim;
-  NormAndRotate(shape, k, k_norm, rope, frequencies);
-  StoreKv(shape, layer, place, kv_head, k, k + shape.kv_width());
-}
-
-void HostOperators::AttendKvHead(const AttentionShape& shape, int64_t layer, const Place& place,
-                                 int64_t kv_head, const float* qkv, float* out, int thread) {
-  const int64_t group = shape.n_heads / shape.n_kv_heads, dim = shape.head_dim;
-  const int64_t head = kv_head * group, column = kv_head * dim;
-  AttendArgs args;
-  args.dtype = kv_.dtype;
-  args.keys = KvAt(keys_, layer, place.slot, 0, column);
-  args.values = KvAt(values_, layer, place.slot, 0, column);
-  args.n = place.position + 1;
-  args.stride = kv_.kv_width;
-  args.dim = dim;
-  args.k_scale = KvScale(kv_.k_scales, layer);
-  args.v_scale = KvScale(kv_.v_scales, layer);
-  args.q = qkv + place.row * shape.qkv_width() + head * shape.q_stride();
-  args.group = group;
-  args.q_stride = shape.q_stride();
-  args.scores = scores_[thread].data();
-  args.out = out + place.row * shape.out_width() + head * dim;
-  const bool in_double = glue_ == Backend::kReference;
-  in_double ? reference::Attend(args) : ops_.attend(args);
-  if (!shape.gated) return;
-  for (int64_t h = 0; h < group; ++h) {
-    const float* gate = args.q + h * shape.q_stride() + dim;
-    float* o = args.out + h * dim;
-    in_double ? reference::MulSigmoid(o, gate, dim) : ops_.mul_sigmoid(o, gate, dim);
-  }
-}
-
 void HostOperators::Attention(const AttentionShape& shape, int64_t layer,
                               std::span<const SequenceRows> sequences, Vector q_norm, Vector k_norm,
                               Matrix rope_table, Matrix qkv, Matrix out) {
   const auto timed = times_.Time("attention");
-  places_.clear();
-  bool alone = true;  // every row is its sequence's only one, so no row waits for another's keys
-  int64_t work = 0;
-  for (const SequenceRows& s : sequences) {
-    NIBBLE_CHECK(s.slot < kv_.slots && s.start + s.n_rows <= kv_.capacity,
-                 "a position outside the KV cache");
-    alone = alone && s.n_rows == 1;
-    for (int64_t i = 0; i < s.n_rows; ++i)
-      places_.push_back({s.slot, s.first_row + i, s.start + i});
-    work += s.n_rows * (s.start + s.n_rows) * 2 * shape.out_width();
-  }
-  const int64_t frequencies = rope_table.cols / 2, heads = shape.n_kv_heads;
-  const int64_t units = static_cast<int64_t>(places_.size()) * heads;
-  auto prepare = [&](int64_t unit) {
-    PrepareKvHead(shape, layer, places_[unit / heads], unit % heads, q_norm, k_norm,
-                  Floats(rope_table), frequencies, Floats(qkv));
-  };
-  auto attend = [&](int64_t unit, int thread) {
-    AttendKvHead(shape, layer, places_[unit / heads], unit % heads, Floats(qkv), Floats(out),
-                 thread);
-  };
-  if (work < kWorthForking) {
-    for (int64_t u = 0; u < units; ++u) prepare(u);
-    for (int64_t u = 0; u < units; ++u) attend(u, 0);
-  } else if (alone) {
-    pool_.RunEach(units, [&](int64_t u, int thread) {
-      prepare(u);
-      attend(u, thread);
-    });
-  } else {
-    pool_.Run(units, [&](int64_t first, int64_t last, int) {
-      for (int64_t u = first; u < last; ++u) prepare(u);
-    });
-    pool_.RunEach(units, attend);
-  }
+  Note(attention_.Run({shape, layer, sequences, q_norm, k_norm, Floats(rope_table),
+                       rope_table.cols / 2, Floats(qkv), Floats(out)}));
 }
 
 namespace {

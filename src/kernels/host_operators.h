@@ -9,6 +9,7 @@
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/glue.h"
 #include "kernels/cpu/scratch.h"
+#include "kernels/host_attention.h"
 #include "kernels/host_delta.h"
 #include "kernels/operator_times.h"
 #include "kernels/operators.h"
@@ -67,25 +68,9 @@ class HostOperators : public Operators {
   Result<void> Finish() override;
 
  private:
-  struct Place {
-    int slot = 0;
-    int64_t row = 0, position = 0;
-  };
-
   void Note(Result<void> status);
   void ForRows(int64_t rows, int64_t work_a_row,
                FunctionRef<void(int64_t first, int64_t last, int thread)> body);
-  std::byte* KvAt(HugeBuffer& cache, int64_t layer, int slot, int64_t position, int64_t column);
-  float KvScale(const std::vector<float>& scales, int64_t layer) const;
-  void StoreKv(const AttentionShape& shape, int64_t layer, const Place& place, int64_t kv_head,
-               const float* k, const float* v);
-  void NormAndRotate(const AttentionShape& shape, float* head, Vector norm, const float* rope,
-                     int64_t frequencies);
-  void PrepareKvHead(const AttentionShape& shape, int64_t layer, const Place& place,
-                     int64_t kv_head, Vector q_norm, Vector k_norm, const float* rope,
-                     int64_t frequencies, float* qkv);
-  void AttendKvHead(const AttentionShape& shape, int64_t layer, const Place& place, int64_t kv_head,
-                    const float* qkv, float* out, int thread);
   void ChooseExperts(int64_t first, int64_t last, int64_t n, bool renormalize, float* p,
                      Routing routing);
   void RouteCpu(const CanonicalBf16& router, Matrix x, bool renormalize, float* p, Routing routing);
@@ -99,12 +84,9 @@ class HostOperators : public Operators {
   HostObserver observer_;
   OperatorTimes times_;
   std::vector<HugeBuffer> buffers_;
-  KvShape kv_;
-  HugeBuffer keys_, values_;
+  HostAttention attention_;
   HostDelta delta_;
-  std::vector<std::vector<float>> scores_;  // [threads][kv capacity]
-  std::vector<float> probabilities_;        // router scratch [rows * experts]
-  std::vector<Place> places_;
+  std::vector<float> probabilities_;  // router scratch [rows * experts]
   Result<void> status_;
 };
 

@@ -51,6 +51,7 @@ struct AttentionShape {
 struct KvShape {
   int64_t layers = 0, slots = 0, capacity = 0;  // capacity: positions a slot holds
   int64_t kv_width = 0;                         // n_kv_heads * head_dim
+  int64_t head_dim = 0;
   KvDtype dtype = KvDtype::kF32;
   /// kFp8 alone, [layers]: a cached number is its code times its layer's scale.
   std::vector<float> k_scales, v_scales;
@@ -134,6 +135,7 @@ class Operators {
   /// in halves by the table (its first dimensions alone, where the table is narrower); k and v
   /// stored in the cache; o = softmax(q k^T / sqrt(head_dim)) v over each row's own and earlier
   /// positions; gated: times sigmoid(gate). Query head j reads kv head j / (n_heads / n_kv_heads).
+  /// What qkv holds afterwards is not said.
   /// `layer` counts the layers that have a cache.
   virtual void Attention(const AttentionShape& shape, int64_t layer,
                          std::span<const SequenceRows> sequences, Vector q_norm, Vector k_norm,

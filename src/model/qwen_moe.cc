@@ -72,6 +72,7 @@ Result<void> QwenMoe::AllocateState(const ModelLimits& limits) {
   kv.slots = limits.slots;
   kv.capacity = limits.context;
   kv.kv_width = attention_.kv_width();
+  kv.head_dim = attention_.head_dim;
   kv.dtype = limits.kv_dtype;
   const auto add = [&](const weights::LayerWeights& layer) {
     if (layer.mixer != Mixer::kAttention) return;

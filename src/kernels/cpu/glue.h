@@ -12,8 +12,8 @@ namespace nibble::kernels::cpu {
 constexpr int64_t kDeltaChunk = 64;
 
 // What a forward pass does between its matrix multiplications, in fp32. One body (glue_body.h) is
-// compiled for each instruction set; it computes in 16 fixed lanes without contraction, so every
-// instruction set gives the same bits.
+// compiled for each instruction set; but for attention it computes in 16 fixed lanes without
+// contraction, so every instruction set gives the same bits.
 struct GlueKernels {
   /// out = x / sqrt(mean(x^2) + eps) * w over one row of n.
   void (*rms_norm)(const float* x, int64_t n, const float* w, float eps, float* out);
@@ -29,8 +29,20 @@ struct GlueKernels {
   /// same bits whatever `tokens` and `rows` are.
   void (*dots_bf16)(const float* x, int64_t tokens, int64_t ldx, const uint8_t* w, int64_t rows,
                     int64_t n, float* out, int64_t ldo);
-  /// Attention of a kv head's query heads over its cached positions.
-  void (*attend)(const AttendArgs& args);
+
+  // Attention, of which instruction sets may differ in the last bits. What a row gets depends on
+  // nothing but the row and its blocks.
+
+  /// Softmax sums of rows over one block of the cache, added to those of the blocks before it.
+  void (*attend)(const AttendBlock& block);
+  /// Adds to the sums `into` those of the next block: the bits that attend() gives where it is not
+  /// the first.
+  void (*merge_sums)(const AttendSums& from, int64_t rows, int64_t width, const AttendSums& into);
+  /// out = factor * x
+  void (*multiplied)(const float* x, int64_t n, float factor, float* out);
+  /// n numbers, rounded up to a multiple of 16 (there must be room), as the cache keeps them; kFp8
+  /// keeps x / scale.
+  void (*to_cache)(KvDtype dtype, const float* x, int64_t n, float scale, std::byte* out);
   /// x = exp(x - max(x)); returns the sum.
   float (*exp_and_sum)(float* x, int64_t n);
   /// x *= sigmoid(gate)

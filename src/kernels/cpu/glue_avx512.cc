@@ -1,5 +1,7 @@
 #if defined(__x86_64__)
 
+#include <immintrin.h>
+
 #include "kernels/cpu/glue.h"
 #include "kernels/cpu/target.h"
 
@@ -8,6 +10,10 @@ namespace nibble::kernels::cpu {
 namespace {
 constexpr int64_t kWideBytes = 64;
 constexpr int kBlockRows = 8, kBlockWides = 2;
+constexpr int kTileRows = 12, kTileWides = 2;
+typedef __m512 Native;
+inline Native NativeSet(float x) { return _mm512_set1_ps(x); }
+inline Native NativeMultiplyAdd(Native a, Native b, Native c) { return _mm512_fmadd_ps(a, b, c); }
 #include "kernels/cpu/glue_body.h"
 }  // namespace
 extern const GlueKernels kGlueAvx512 = kTable;

@@ -1,12 +1,11 @@
 // The body of GlueKernels, included once by each glue_<isa>.cc inside its target region and its
 // unnamed namespace. GCC's vector extension spreads the 16 lanes over whatever registers that
-// target has. delta_body.h says what each must define first.
+// target has. delta_body.h and attention_body.h say what each must define first.
 
 typedef float F16 __attribute__((vector_size(64)));
 typedef uint32_t U16 __attribute__((vector_size(64)));
 typedef int32_t I16 __attribute__((vector_size(64)));
 typedef uint16_t H16 __attribute__((vector_size(32)));
-typedef uint8_t B16 __attribute__((vector_size(16)));
 typedef float F4 __attribute__((vector_size(16)));
 // A machine's register. What is computed lane by lane is computed in these; variables of a wider
 // type would live in memory.
@@ -47,43 +46,6 @@ inline float LoadBf16One(const void* p) {
   __builtin_memcpy(&bits, p, sizeof bits);
   return __builtin_bit_cast(float, static_cast<uint32_t>(bits) << 16);
 }
-
-/// Cached numbers as floats: the types that a KV cache may have.
-struct F32Cache {
-  static constexpr int64_t kBytes = 4;
-  static F16 Load16(const std::byte* p) {
-    F16 v;
-    __builtin_memcpy(&v, p, sizeof v);
-    return v;
-  }
-  static float One(const std::byte* p) {
-    float v;
-    __builtin_memcpy(&v, p, sizeof v);
-    return v;
-  }
-};
-struct Bf16Cache {
-  static constexpr int64_t kBytes = 2;
-  static F16 Load16(const std::byte* p) { return LoadBf16s(p); }
-  static float One(const std::byte* p) { return LoadBf16One(p); }
-};
-/// e4m3: its exponent and mantissa put where a float has them are the value over 2^120, also for
-/// subnormals. A cache never holds its NaNs.
-struct Fp8Cache {
-  static constexpr int64_t kBytes = 1;
-  static F16 Load16(const std::byte* p) {
-    B16 b;
-    __builtin_memcpy(&b, p, sizeof b);
-    const U16 u = __builtin_convertvector(b, U16);
-    const F16 magnitude = (F16)((u & 0x7F) << 20) * 0x1p120f;
-    return (F16)((U16)magnitude | (u & 0x80) << 24);
-  }
-  static float One(const std::byte* p) {
-    const auto u = static_cast<uint32_t>(*p);
-    const float magnitude = __builtin_bit_cast(float, (u & 0x7F) << 20) * 0x1p120f;
-    return u & 0x80 ? -magnitude : magnitude;
-  }
-};
 
 /// Lanes are summed as a fixed tree: halves of 8, of 4, of 2, of 1.
 inline float SumLanes(const float* lanes) {
@@ -181,27 +143,17 @@ void FromBf16s(const uint8_t* x, int64_t n, float* out) {
 
 void RotateHalves(float* head, const float* cosines, const float* sines, int64_t frequencies) {
   int64_t i = 0;
-  for (; i + kLanes <= frequencies; i += kLanes) {
-    const F16 a = Load(head + i), b = Load(head + frequencies + i), c = Load(cosines + i),
-              s = Load(sines + i);
-    Store(head + i, a * c - b * s);
-    Store(head + frequencies + i, b * c + a * s);
+  for (; i + kWide <= frequencies; i += kWide) {
+    const Wide a = LoadWide(head + i), b = LoadWide(head + frequencies + i),
+               c = LoadWide(cosines + i), s = LoadWide(sines + i);
+    StoreWide(head + i, a * c - b * s);
+    StoreWide(head + frequencies + i, b * c + a * s);
   }
   for (; i < frequencies; ++i) {
     const float a = head[i], b = head[frequencies + i];
     head[i] = a * cosines[i] - b * sines[i];
     head[frequencies + i] = b * cosines[i] + a * sines[i];
   }
-}
-
-template <class Cache>
-float Dot(const float* x, const std::byte* y, int64_t n) {
-  F16 sum = {};
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) sum += Load(x + i) * Cache::Load16(y + i * Cache::kBytes);
-  float total = Sum(sum);
-  for (; i < n; ++i) total += x[i] * Cache::One(y + i * Cache::kBytes);
-  return total;
 }
 
 /// Dot products of kTokens rows of x and kRows of w, each summed as one alone would be.
@@ -275,53 +227,6 @@ float ExpAndSum(float* x, int64_t n) {
   return total;
 }
 
-/// out[0..dim) = scale * sum_j p[j] * values[j], in blocks of up to 64 columns that stay in
-/// registers over all j.
-template <class Cache>
-inline void WeightedSum(const float* p, const std::byte* values, int64_t n, int64_t stride,
-                        int64_t dim, float scale, float* out) {
-  int64_t d = 0;
-  for (; d + 4 * kLanes <= dim; d += 4 * kLanes) {
-    F16 acc[4] = {};
-    for (int64_t j = 0; j < n; ++j) {
-      const std::byte* row = values + (j * stride + d) * Cache::kBytes;
-      for (int b = 0; b < 4; ++b) acc[b] += p[j] * Cache::Load16(row + b * kLanes * Cache::kBytes);
-    }
-    for (int b = 0; b < 4; ++b) Store(out + d + b * kLanes, acc[b] * scale);
-  }
-  for (; d < dim; ++d) {
-    float sum = 0;
-    for (int64_t j = 0; j < n; ++j)
-      sum += p[j] * Cache::One(values + (j * stride + d) * Cache::kBytes);
-    out[d] = sum * scale;
-  }
-}
-
-template <class Cache>
-void AttendIn(const AttendArgs& a) {
-  const float scale = a.k_scale / __builtin_sqrtf(static_cast<float>(a.dim));
-  const int64_t stride = a.stride * Cache::kBytes;
-  for (int64_t h = 0; h < a.group; ++h) {
-    const float* q = a.q + h * a.q_stride;
-    for (int64_t j = 0; j < a.n; ++j)
-      a.scores[j] = Dot<Cache>(q, a.keys + j * stride, a.dim) * scale;
-    const float total = ExpAndSum(a.scores, a.n);
-    WeightedSum<Cache>(a.scores, a.values, a.n, a.stride, a.dim, a.v_scale / total,
-                       a.out + h * a.dim);
-  }
-}
-
-void Attend(const AttendArgs& args) {
-  switch (args.dtype) {
-    case KvDtype::kF32:
-      return AttendIn<F32Cache>(args);
-    case KvDtype::kBf16:
-      return AttendIn<Bf16Cache>(args);
-    case KvDtype::kFp8:
-      return AttendIn<Fp8Cache>(args);
-  }
-}
-
 void MulSigmoid(float* x, const float* gate, int64_t n) {
   int64_t i = 0;
   for (; i + kWide <= n; i += kWide)
@@ -376,7 +281,9 @@ void UnitLength(float* x, int64_t n, float scale) {
 
 #include "kernels/cpu/delta_body.h"
 
-constexpr GlueKernels kTable = {RmsNorm,   Add,        SiluMul,    FromBf16s,  RotateHalves,
-                                DotsBf16,  Attend,     ExpAndSum,  MulSigmoid, AddGated,
-                                ConvSilu,  UnitLength, DeltaGates, DeltaRows,  DeltaScratch,
-                                DeltaLoad, DeltaChunk, DeltaStore};
+#include "kernels/cpu/attention_body.h"
+
+constexpr GlueKernels kTable = {
+    RmsNorm,    Add,        SiluMul,   FromBf16s,    RotateHalves, DotsBf16,   Attend,
+    MergeSums,  Multiplied, ToCache,   ExpAndSum,    MulSigmoid,   AddGated,   ConvSilu,
+    UnitLength, DeltaGates, DeltaRows, DeltaScratch, DeltaLoad,    DeltaChunk, DeltaStore};

@@ -1,5 +1,5 @@
 // The fp32 operators between the multiplications against plain loops in double, on every
-// instruction set, which must agree to the last bit.
+// instruction set, which must agree to the last bit. (Attention, which need not: attention_test.cc.)
 #include "kernels/cpu/glue.h"
 
 #include <gtest/gtest.h>
@@ -13,8 +13,6 @@
 #include "kernels/cpu/isa.h"
 #include "kernels/reference/delta_rule.h"
 #include "kernels/reference/reference.h"
-#include "numerics/bf16.h"
-#include "numerics/e4m3.h"
 
 namespace nibble::kernels::cpu {
 namespace {
@@ -52,63 +50,10 @@ std::vector<float> OnEveryIsa(Body body) {
   return first;
 }
 
-std::vector<std::byte> Cache(const std::vector<float>& values, KvDtype dtype) {
-  std::vector<std::byte> out(values.size() * BytesOf(dtype));
-  for (size_t i = 0; i < values.size(); ++i) {
-    const Bf16 rounded = ToBf16(values[i]);
-    const uint8_t code = EncodeE4m3(values[i]);
-    const void* from = &values[i];
-    if (dtype == KvDtype::kBf16) from = &rounded;
-    if (dtype == KvDtype::kFp8) from = &code;
-    std::memcpy(out.data() + i * BytesOf(dtype), from, BytesOf(dtype));
-  }
-  return out;
-}
-
-TEST(Glue, AttentionOverEveryKindOfCache) {
-  struct Case {
-    int64_t n, dim, group, q_stride, stride;
-  };
-  for (const KvDtype dtype : {KvDtype::kF32, KvDtype::kBf16, KvDtype::kFp8}) {
-    for (const Case& c :
-         {Case{1, 64, 4, 64, 128}, Case{37, 128, 2, 256, 384}, Case{100, 50, 3, 53, 61},
-          Case{9, 6, 1, 6, 6}, Case{300, 256, 8, 512, 512}}) {
-      const auto q = Random(c.group * c.q_stride, 1), k = Random(c.n * c.stride, 2, 0.7f),
-                 v = Random(c.n * c.stride, 3, 2);
-      const auto keys = Cache(k, dtype), values = Cache(v, dtype);
-      std::vector<float> scores(c.n), wanted(c.group * c.dim, kPoison);
-      AttendArgs args;
-      args.dtype = dtype;
-      args.keys = keys.data();
-      args.values = values.data();
-      args.n = c.n;
-      args.stride = c.stride;
-      args.dim = c.dim;
-      args.k_scale = dtype == KvDtype::kFp8 ? 0.37f : 1;
-      args.v_scale = dtype == KvDtype::kFp8 ? 1.9f : 1;
-      args.q = q.data();
-      args.group = c.group;
-      args.q_stride = c.q_stride;
-      args.scores = scores.data();
-      args.out = wanted.data();
-      reference::Attend(args);
-      const auto got = OnEveryIsa([&](const GlueKernels& glue) {
-        std::vector<float> out(c.group * c.dim, kPoison);
-        args.out = out.data();
-        glue.attend(args);
-        return out;
-      });
-      for (size_t i = 0; i < got.size(); ++i) {
-        EXPECT_NEAR(got[i], wanted[i], 2e-5) << NameOf(dtype) << " n " << c.n << " at " << i;
-      }
-    }
-  }
-}
-
 TEST(Glue, ReferenceAttentionByHand) {
   // Two positions, scores 1 and 2 after scaling by 1/2: weights e / (e + e^2), e^2 / (e + e^2).
   const float q[4] = {1, 1, 0, 0}, k[8] = {2, 0, 5, 5, 2, 2, 5, 5}, v[8] = {1, 0, 0, 0, 0, 1, 0, 0};
-  float scores[2], out[4];
+  float out[4];
   AttendArgs args;
   args.keys = reinterpret_cast<const std::byte*>(k);
   args.values = reinterpret_cast<const std::byte*>(v);
@@ -116,7 +61,6 @@ TEST(Glue, ReferenceAttentionByHand) {
   args.stride = args.dim = args.q_stride = 4;
   args.q = q;
   args.group = 1;
-  args.scores = scores;
   args.out = out;
   reference::Attend(args);
   EXPECT_NEAR(out[0], 1 / (1 + std::exp(1.0)), 1e-7);
@@ -124,34 +68,26 @@ TEST(Glue, ReferenceAttentionByHand) {
   EXPECT_EQ(out[2], 0);
 }
 
-TEST(Glue, AnFp8CacheReadsEveryCode) {
-  for (int first = 0; first < 256; first += 16) {
-    std::vector<std::byte> keys(16), values(16);
-    for (int i = 0; i < 16; ++i) {
-      const auto code =
-          static_cast<uint8_t>(IsNanE4m3(static_cast<uint8_t>(first + i)) ? 0 : first + i);
-      values[i] = static_cast<std::byte>(code);
+TEST(Glue, RotatesHalves) {
+  for (int64_t frequencies : {1, 7, 16, 21, 64}) {
+    const auto x = Random(2 * frequencies + 1, 15), angles = Random(frequencies, 16, 3);
+    std::vector<float> cosines, sines;
+    for (float a : angles) {
+      cosines.push_back(std::cos(a));
+      sines.push_back(std::sin(a));
     }
-    const std::vector<float> q(16, 0);
-    float score;
     const auto got = OnEveryIsa([&](const GlueKernels& glue) {
-      std::vector<float> out(16, kPoison);
-      AttendArgs args;
-      args.dtype = KvDtype::kFp8;
-      args.keys = keys.data();
-      args.values = values.data();
-      args.n = 1;
-      args.stride = args.dim = args.q_stride = 16;
-      args.q = q.data();
-      args.group = 1;
-      args.scores = &score;
-      args.out = out.data();
-      glue.attend(args);
+      auto out = x;
+      glue.rotate_halves(out.data(), cosines.data(), sines.data(), frequencies);
       return out;
     });
-    for (int i = 0; i < 16; ++i) {
-      EXPECT_EQ(got[i], DecodeE4m3(std::to_integer<uint8_t>(values[i]))) << first + i;
+    for (int64_t i = 0; i < frequencies; ++i) {
+      const double a = x[i], b = x[frequencies + i], c = cosines[i], s = sines[i];
+      const double bound = 2e-7 * (std::abs(a) + std::abs(b));
+      EXPECT_NEAR(got[i], a * c - b * s, bound);
+      EXPECT_NEAR(got[frequencies + i], b * c + a * s, bound);
     }
+    EXPECT_EQ(got.back(), x.back());
   }
 }
 
