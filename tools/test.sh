@@ -70,7 +70,7 @@ find_nvcc() {
   ln -sfn lib "$cuda/lib64" && ln -sf libcudart.so.13 "$cuda/lib/libcudart.so" && echo "$cuda/bin/nvcc"
 }
 
-cuda() { CUDACXX=$nvcc build cuda nibble_kernels_cuda cuda_moe_bench; }
+cuda() { CUDACXX=$nvcc build cuda nibble_kernels_cuda cuda_moe_bench cuda_linear_bench; }
 
 # PCRE2 and utf8proc of 64-bit Arm, unpacked and not installed: this machine's packages stay what they are.
 arm_libraries() {

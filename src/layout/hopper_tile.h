@@ -75,6 +75,29 @@ constexpr HopperLayout HopperW2Layout(int64_t hidden, int64_t intermediate) {
   return {(hidden + 31) / 32 * 2, (intermediate + 63) / 64, hidden <= 2048 ? 1 : 2};
 }
 
+// Dense linears have one matrix a shard, in the row order of w2 and one tile a row block, in three
+// formats. Every format's tile is 16 rows x 64 k with the k's of NVFP4's, so the activations' order is
+// the same and one launch may mix them.
+//   FP8:  1024 bytes; 512 * (j / 2) + 16l + 8 * (j % 2) are lane l's codes for mma step j, k = 16t + 4j:
+//         row g's k+2, k, k+3, k+1, then those of row g + 8.
+//   BF16: 2048 bytes; 512 * j + 16l are lane l's: row g's k and k+1, row g + 8's, row g's k+2 and k+3,
+//         row g + 8's: the registers of the mma.
+enum class HopperFormat : uint8_t { kNvfp4, kFp8, kBf16 };
+
+constexpr int HopperTileBytes(HopperFormat format) {
+  if (format == HopperFormat::kNvfp4) return kHopperTileBytes;
+  return format == HopperFormat::kFp8 ? 1024 : 2048;
+}
+
+/// A linear's [n, k], rows padded to 32 and k to 64, in tiles of its format.
+constexpr HopperLayout HopperLinearLayout(int64_t n, int64_t k) {
+  return {(n + 31) / 32 * 2, (k + 63) / 64, 1};
+}
+constexpr int64_t HopperLinearBytes(HopperFormat format, int64_t n, int64_t k) {
+  const HopperLayout layout = HopperLinearLayout(n, k);
+  return layout.tiles * layout.k_blocks * HopperTileBytes(format);
+}
+
 /// Which of 8 features row g of a tile has.
 constexpr int HopperInEight(int g) { return g / 2 % 2 * 4 + g / 4 * 2 + g % 2; }
 

@@ -90,7 +90,83 @@ Result<void> Launch(const Args& a, int experts, cudaStream_t stream) {
   return {};
 }
 
+// --- dense linears in FP8 and BF16: a warp packs one tile ---
+
+struct LinearArgs {
+  const uint8_t* from;  // [n, k]
+  uint8_t* out;
+  HopperLayout layout;
+  int64_t n, k;
+};
+
+/// 16 bytes of row `row`, whose elements have `size` bytes; zeros outside.
+__device__ __forceinline__ uint4 LoadRow(const LinearArgs& a, int64_t row, int64_t k, int size) {
+  if (row >= a.n || k >= a.k) return make_uint4(0, 0, 0, 0);
+  return __ldg(reinterpret_cast<const uint4*>(a.from + (row * a.k + k) * size));
+}
+
+template <HopperFormat kFormat>
+__global__ void __launch_bounds__(kThreads) PackLinear(const __grid_constant__ LinearArgs a) {
+  const int64_t at = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / 32;
+  const int64_t tile = at / a.layout.k_blocks, k_block = at % a.layout.k_blocks;
+  const int lane = threadIdx.x % 32;
+  if (tile >= a.layout.tiles) return;
+  const int64_t row[2] = {HopperOutputRow(tile, 0, lane / 4), HopperOutputRow(tile, 1, lane / 4)};
+  const int64_t k = k_block * kHopperTileK + lane % 4 * 16;
+  uint8_t* to = a.out + at * HopperTileBytes(kFormat) + 16 * lane;
+  if constexpr (kFormat == HopperFormat::kFp8) {
+    const uint4 low = LoadRow(a, row[0], k, 1), high = LoadRow(a, row[1], k, 1);
+    const auto order = [](uint32_t codes) { return __byte_perm(codes, 0, 0x1302); };
+    *reinterpret_cast<uint4*>(to) =
+        make_uint4(order(low.x), order(high.x), order(low.y), order(high.y));
+    *reinterpret_cast<uint4*>(to + 512) =
+        make_uint4(order(low.z), order(high.z), order(low.w), order(high.w));
+  } else {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const uint4 low = LoadRow(a, row[0], k + 8 * half, 2);
+      const uint4 high = LoadRow(a, row[1], k + 8 * half, 2);
+      uint8_t* two = to + 1024 * half;
+      *reinterpret_cast<uint4*>(two) = make_uint4(low.x, high.x, low.y, high.y);
+      *reinterpret_cast<uint4*>(two + 512) = make_uint4(low.z, high.z, low.w, high.w);
+    }
+  }
+}
+
 }  // namespace
+
+Result<void> LaunchSm90PackLinear(HopperFormat format, const uint8_t* codes,
+                                  const uint8_t* block_scales, int64_t n, int64_t k, uint8_t* out,
+                                  cudaStream_t stream) {
+  const HopperLayout layout = HopperLinearLayout(n, k);
+  const auto misaligned = [](const void* p, uintptr_t unit) {
+    return p == nullptr || reinterpret_cast<uintptr_t>(p) % unit != 0;
+  };
+  const int64_t blocks = (layout.tiles * layout.k_blocks * 32 + kThreads - 1) / kThreads;
+  if (n < 1 || k < 16 || k % 16 != 0 || blocks > INT32_MAX || misaligned(codes, 16) ||
+      misaligned(out, 128) || (format == HopperFormat::kNvfp4) != (block_scales != nullptr)) {
+    return Error{ErrorCode::kInvalidArgument,
+                 "packing a linear for sm_90: expected rows, k a multiple of 16, codes 16-byte and the "
+                 "output 128-byte aligned, block scales for NVFP4 alone",
+                 {},
+                 {}};
+  }
+  const dim3 grid(static_cast<unsigned>(blocks));
+  if (format == HopperFormat::kNvfp4) {
+    const Sm90PackSource source{codes, block_scales, 0, 0};
+    const Args a{source, source, layout, static_cast<int>(n), static_cast<int>(k), out};
+    Pack<Matrix::kW2><<<grid, kThreads, 0, stream>>>(a);
+  } else {
+    const LinearArgs a{codes, out, layout, n, k};
+    if (format == HopperFormat::kFp8) {
+      PackLinear<HopperFormat::kFp8><<<grid, kThreads, 0, stream>>>(a);
+    } else {
+      PackLinear<HopperFormat::kBf16><<<grid, kThreads, 0, stream>>>(a);
+    }
+  }
+  NIBBLE_CUDA_TRY(cudaGetLastError());
+  return {};
+}
 
 Result<void> LaunchSm90PackW13(const Sm90PackSource& gate, const Sm90PackSource& up, int experts,
                                int hidden, int intermediate, uint8_t* out, cudaStream_t stream) {

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "layout/hopper_tile.h"
 #include "nibble/error.h"
 
 // Canonical NVFP4 experts to Hopper tiles (layout/hopper_tile.h) on the GPU, at memory speed. The
@@ -36,5 +37,13 @@ Result<void> LaunchSm90PackW1(const Sm90PackSource& up, int experts, int hidden,
 /// The same for down, [hidden, intermediate], in HopperW2Layout.
 Result<void> LaunchSm90PackW2(const Sm90PackSource& down, int experts, int hidden, int intermediate,
                               uint8_t* out, cudaStream_t stream);
+
+/// Canonical weights [n, k] on the device to HopperLinearLayout: k a multiple of 16. `codes` is NVFP4's
+/// [n, k/2] with `block_scales` [n, k/16], or FP8's [n, k], or BF16's [n, k] (2 bytes each); 16-byte
+/// aligned. `out` is 128-byte aligned.
+/// errors   kInvalidArgument, kDevice
+Result<void> LaunchSm90PackLinear(HopperFormat format, const uint8_t* codes,
+                                  const uint8_t* block_scales, int64_t n, int64_t k, uint8_t* out,
+                                  cudaStream_t stream);
 
 }  // namespace nibble::cuda

@@ -1,0 +1,55 @@
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include <cstdint>
+
+#include "kernels/cuda/sm90_dequant.cuh"
+#include "kernels/cuda/sm90_quantize.cuh"
+
+// FP8 on its way into a bf16 mma: e4m3 codes are exact in bf16.
+
+namespace nibble::cuda {
+
+/// Four codes of a Hopper FP8 tile (layout/hopper_tile.h) as two bf16 pairs. A code's magnitude moved
+/// to bits 10..4 is a bf16 of value * 2^-120, subnormals included; the multiplication makes it exact.
+__device__ __forceinline__ void DequantizeFp8(uint32_t word, uint32_t& first, uint32_t& second) {
+  constexpr uint32_t kScale = 0x7B807B80u;  // 2^120, twice
+  const uint32_t low = word << 8;
+  first = MulBf16x2((word & kSigns) | (word >> 4 & 0x07F007F0u), kScale);
+  second = MulBf16x2((low & kSigns) | (low >> 4 & 0x07F007F0u), kScale);
+}
+
+/// An FP8 scale and its reciprocal, rounded once.
+struct Fp8Scale {
+  float value, inverse;
+};
+
+/// What DynamicFp8Scale<float> (numerics/fp8.h) says.
+__device__ __forceinline__ float DynamicScale(float amax) {
+  return __fdiv_rn(fmaxf(amax, 1e-10f), 448.0f);
+}
+
+/// x / scale, rounded once where it matters: beyond 2^20 all is 448.
+__device__ __forceinline__ float Quotient(float x, const Fp8Scale& s) {
+  const float q = __fmul_rn(x, s.inverse);
+  const float exact = __fmaf_rn(__fmaf_rn(-q, s.value, x), s.inverse, q);
+  return fabsf(q) < 0x1p20f ? exact : q;
+}
+
+/// Two elements as the values of their codes.
+__device__ __forceinline__ uint32_t QuantizeFp8Pair(uint32_t pair, const Fp8Scale& s) {
+  uint16_t codes;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;"
+      : "=h"(codes)
+      : "f"(Quotient(HighBf16(pair), s)), "f"(Quotient(LowBf16(pair), s)));
+  uint32_t halves;
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(codes));
+  float low, high;
+  asm("{ .reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h; }"
+      : "=f"(low), "=f"(high)
+      : "r"(halves));
+  return __byte_perm(__float_as_uint(low), __float_as_uint(high), 0x7632);
+}
+
+}  // namespace nibble::cuda

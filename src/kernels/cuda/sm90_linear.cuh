@@ -1,0 +1,67 @@
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include <cstdint>
+
+#include "kernels/cuda/sm90_dequant.cuh"
+#include "kernels/cuda/sm90_fp8.cuh"
+#include "kernels/cuda/sm90_linear_shard.h"
+#include "kernels/cuda/sm90_ptx.cuh"
+
+// What the kernels of dense linears share: a tile's way into registers, and x's into fewer bits.
+
+namespace nibble::cuda::linear {
+
+/// One mma step's register operand from a tile in shared memory.
+template <Sm90Weight kWeight>
+struct Tile {  // FP8
+  static constexpr int kBytes = 1024;
+  uint4 words[2];
+  __device__ __forceinline__ Tile(const uint8_t* tile, int lane) {
+    words[0] = reinterpret_cast<const uint4*>(tile)[lane];
+    words[1] = reinterpret_cast<const uint4*>(tile + 512)[lane];
+  }
+  __device__ __forceinline__ void Fragment(int j, uint32_t (&a)[4]) const {
+    const uint4& w = words[j / 2];
+    DequantizeFp8(j % 2 ? w.z : w.x, a[0], a[2]);
+    DequantizeFp8(j % 2 ? w.w : w.y, a[1], a[3]);
+  }
+};
+
+template <>
+struct Tile<Sm90Weight::kNvfp4> {
+  static constexpr int kBytes = kHopperTileBytes;
+  uint4 words;
+  ScalePair scale;
+  __device__ __forceinline__ Tile(const uint8_t* tile, int lane) {
+    words = reinterpret_cast<const uint4*>(tile)[lane];
+    scale = ExpandScales(reinterpret_cast<const uint16_t*>(tile + kHopperTileCodeBytes)[lane]);
+  }
+  __device__ __forceinline__ void Fragment(int j, uint32_t (&a)[4]) const {
+    Dequantize(j == 0 ? words.x : j == 1 ? words.y : j == 2 ? words.z : words.w, scale, a);
+  }
+};
+
+template <>
+struct Tile<Sm90Weight::kBf16> {
+  static constexpr int kBytes = 2048;
+  const uint4* lane_;
+  __device__ __forceinline__ Tile(const uint8_t* tile, int lane)
+      : lane_(reinterpret_cast<const uint4*>(tile) + lane) {}
+  __device__ __forceinline__ void Fragment(int j, uint32_t (&a)[4]) const {
+    const uint4 w = lane_[32 * j];
+    a[0] = w.x, a[1] = w.y, a[2] = w.z, a[3] = w.w;
+  }
+};
+
+template <int n>
+__device__ __forceinline__ void QuantizeFp8Pairs(uint32_t (&x)[n], const Fp8Scale& s) {
+#pragma unroll
+  for (int i = 0; i < n; ++i) x[i] = QuantizeFp8Pair(x[i], s);
+}
+__device__ __forceinline__ float MaxOfHalves(uint32_t amax) {
+  return fmaxf(fmaxf(LowBf16(amax), HighBf16(amax)), 0.0f);
+}
+
+}  // namespace nibble::cuda::linear
