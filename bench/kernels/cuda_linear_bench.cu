@@ -22,6 +22,7 @@ namespace nibble::bench {
 const std::vector<LinearKernel> kLinearKernels = {
     {"decode", 1, cuda::kSm90LinearDecodeTokens, cuda::LaunchSm90LinearDecode,
      [](const Sm90LinearParams&) -> size_t { return 0; }},
+    {"prefill", 16, 1 << 20, cuda::LaunchSm90LinearPrefill, cuda::Sm90LinearPrefillWorkspace},
 };
 
 namespace {
@@ -41,17 +42,30 @@ struct LinearCase {
 std::vector<LinearCase> AllCases() {
   const std::vector<int> few = {1, 2, 5, 8, 9, 16, 17, 40, 64, 100, 260, 1000};
   return {
-      {2048, {{kFp8, In::kFp8, 8192}, {kFp8, In::kFp8, 4096}, {kBf16, In::kBf16, 32},
-              {kBf16, In::kBf16, 32}}, few},
+      {2048,
+       {{kFp8, In::kFp8, 8192},
+        {kFp8, In::kFp8, 4096},
+        {kBf16, In::kBf16, 32},
+        {kBf16, In::kBf16, 32}},
+       few},
       {4096, {{kFp8, In::kFp8, 2048}}, few},
       {4096, {{kNvfp4, In::kNvfp4, 2048}}, few},
       {4096, {{kBf16, In::kBf16, 2048}}, few},
       {2048, {{kNvfp4, In::kBf16, 512}, {kNvfp4, In::kBf16, 512}}, few},
       {512, {{kNvfp4, In::kBf16, 2048}}, few},
-      {2048, {{kNvfp4, In::kNvfp4, 4096}, {kNvfp4, In::kNvfp4, 512}, {kNvfp4, In::kNvfp4, 512}}, few},
-      {2048, {{kNvfp4, In::kNvfp4, 1024}, {kFp8, In::kFp8, 208}, {kFp8Channel, In::kFp8Token, 97},
-              {kFp8Block128, In::kFp8Group, 300}, {kBf16, In::kBf16, 33}, {kNvfp4, In::kBf16, 64},
-              {kFp8Channel, In::kBf16, 1}, {kFp8Block128, In::kBf16, 129}}, few},
+      {2048,
+       {{kNvfp4, In::kNvfp4, 4096}, {kNvfp4, In::kNvfp4, 512}, {kNvfp4, In::kNvfp4, 512}},
+       few},
+      {2048,
+       {{kNvfp4, In::kNvfp4, 1024},
+        {kFp8, In::kFp8, 208},
+        {kFp8Channel, In::kFp8Token, 97},
+        {kFp8Block128, In::kFp8Group, 300},
+        {kBf16, In::kBf16, 33},
+        {kNvfp4, In::kBf16, 64},
+        {kFp8Channel, In::kBf16, 1},
+        {kFp8Block128, In::kBf16, 129}},
+       few},
       {2048, {{kFp8Block128, In::kFp8Group, 3000}}, {1, 3, 16, 33, 300}},
       {4096, {{kFp8Block128, In::kFp8Group, 1000}, {kFp8Block128, In::kBf16, 520}}, {1, 7, 12, 50}},
       {4096, {{kFp8Channel, In::kFp8Token, 777}}, {1, 6, 11, 30, 129}},
@@ -59,18 +73,28 @@ std::vector<LinearCase> AllCases() {
       {16, {{kNvfp4, In::kNvfp4, 16}, {kFp8Block128, In::kFp8Group, 16}}, {1, 8, 13, 70}},
       {720, {{kFp8Block128, In::kFp8Group, 400}, {kFp8Channel, In::kFp8Token, 50}}, {1, 2, 16, 90}},
       {2880, {{kNvfp4, In::kNvfp4, 640}, {kFp8Block128, In::kFp8Group, 320}}, {1, 3, 10, 64}},
-      {8192, {{kNvfp4, In::kNvfp4, 512}, {kFp8, In::kFp8, 256}, {kFp8Channel, In::kFp8Token, 256},
-              {kFp8Block128, In::kFp8Group, 256}}, {1, 4, 16, 31}},
+      {8192,
+       {{kNvfp4, In::kNvfp4, 512},
+        {kFp8, In::kFp8, 256},
+        {kFp8Channel, In::kFp8Token, 256},
+        {kFp8Block128, In::kFp8Group, 256}},
+       {1, 4, 16, 31}},
       {6144, {{kBf16, In::kBf16, 260}, {kNvfp4, In::kBf16, 100}}, {1, 9, 200}},
-      {2048, {{kNvfp4, In::kNvfp4, 800}, {kFp8, In::kFp8, 300}, {kFp8Block128, In::kFp8Group, 300},
-              {kFp8Channel, In::kFp8Token, 300}}, {1, 8, 16, 80}, true},
+      {2048,
+       {{kNvfp4, In::kNvfp4, 800},
+        {kFp8, In::kFp8, 300},
+        {kFp8Block128, In::kFp8Group, 300},
+        {kFp8Channel, In::kFp8Token, 300}},
+       {1, 8, 16, 80},
+       true},
       {2048, {{kNvfp4, In::kBf16, 20000}}, {1, 16, 64}},
   };
 }
 
 std::vector<LinearCase> SmallCases() {
-  return {{80, {{kNvfp4, In::kNvfp4, 40}, {kFp8, In::kFp8, 7}, {kBf16, In::kBf16, 100}}, {1, 9, 40}},
-          {512, {{kFp8Block128, In::kFp8Group, 150}, {kFp8Channel, In::kFp8Token, 50}}, {1, 8, 70}}};
+  return {
+      {80, {{kNvfp4, In::kNvfp4, 40}, {kFp8, In::kFp8, 7}, {kBf16, In::kBf16, 100}}, {1, 9, 40}},
+      {512, {{kFp8Block128, In::kFp8Group, 150}, {kFp8Channel, In::kFp8Token, 50}}, {1, 8, 70}}};
 }
 
 int RunChecks(const std::vector<LinearCase>& cases, int repeats, cudaStream_t stream) {
@@ -115,18 +139,27 @@ struct TimedLinear {
 
 std::vector<TimedLinear> Timed() {
   return {
-      {"q36", "in_proj", 2048,
-       {{kFp8, In::kFp8, 8192}, {kFp8, In::kFp8, 4096}, {kBf16, In::kBf16, 32}, {kBf16, In::kBf16, 32}}},
+      {"q36",
+       "in_proj",
+       2048,
+       {{kFp8, In::kFp8, 8192},
+        {kFp8, In::kFp8, 4096},
+        {kBf16, In::kBf16, 32},
+        {kBf16, In::kBf16, 32}}},
       {"q36", "out_proj", 4096, {{kFp8, In::kFp8, 2048}}},
       {"q36", "qkv", 2048, {{kFp8, In::kFp8, 8192}, {kFp8, In::kFp8, 512}, {kFp8, In::kFp8, 512}}},
       {"q36", "shared_up", 2048, {{kNvfp4, In::kBf16, 512}, {kNvfp4, In::kBf16, 512}}},
       {"q36", "shared_down", 512, {{kNvfp4, In::kBf16, 2048}}},
       {"q36", "lm_head", 2048, {{kNvfp4, In::kBf16, 248320}}},
-      {"q3", "qkv", 2048,
+      {"q3",
+       "qkv",
+       2048,
        {{kNvfp4, In::kNvfp4, 4096}, {kNvfp4, In::kNvfp4, 512}, {kNvfp4, In::kNvfp4, 512}}},
       {"q3", "o", 4096, {{kNvfp4, In::kNvfp4, 2048}}},
       {"q3", "lm_head", 2048, {{kBf16, In::kBf16, 151936}}},
-      {"q3-a16", "qkv", 2048,
+      {"q3-a16",
+       "qkv",
+       2048,
        {{kNvfp4, In::kBf16, 4096}, {kNvfp4, In::kBf16, 512}, {kNvfp4, In::kBf16, 512}}},
       {"q3-a16", "o", 4096, {{kNvfp4, In::kBf16, 2048}}},
       {"q36-a16", "out_proj", 4096, {{kFp8, In::kBf16, 2048}}},
@@ -259,10 +292,11 @@ int RunTimings(const char* json_path, const std::string& models, int min_tokens,
                 tokens, kernel, us, floor, 100 * floor / us);
     std::fflush(stdout);
     char row[256];
-    std::snprintf(row, sizeof row,
-                  "%s\n  {\"model\": \"%s\", \"linear\": \"%s\", \"tokens\": %d, \"kernel\": \"%s\", "
-                  "\"launches\": %d, \"us\": %.2f, \"floor_us\": %.2f}",
-                  json.empty() ? "" : ",", l.model, l.name, tokens, kernel, launches, us, floor);
+    std::snprintf(
+        row, sizeof row,
+        "%s\n  {\"model\": \"%s\", \"linear\": \"%s\", \"tokens\": %d, \"kernel\": \"%s\", "
+        "\"launches\": %d, \"us\": %.2f, \"floor_us\": %.2f}",
+        json.empty() ? "" : ",", l.model, l.name, tokens, kernel, launches, us, floor);
     json += row;
   };
   Data data{Buffer<Bf16>(size_t(max_tokens) * 4096),
@@ -324,7 +358,8 @@ int Main(int argc, char** argv) {
   }
   if (verb == "time") {
     return RunTimings(argc > 2 ? argv[2] : nullptr, argc > 3 ? argv[3] : "",
-                      argc > 4 ? std::atoi(argv[4]) : 1, argc > 5 ? std::atoi(argv[5]) : 16, stream);
+                      argc > 4 ? std::atoi(argv[4]) : 1, argc > 5 ? std::atoi(argv[5]) : 16,
+                      stream);
   }
   std::printf("usage: cuda_linear_bench check | small | time [JSON [MODELS [MIN [MAX]]]]\n");
   return 2;

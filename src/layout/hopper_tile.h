@@ -79,10 +79,21 @@ constexpr HopperLayout HopperW2Layout(int64_t hidden, int64_t intermediate) {
 // formats. Every format's tile is 16 rows x 64 k with the k's of NVFP4's, so the activations' order is
 // the same and one launch may mix them.
 //   FP8:  1024 bytes; 512 * (j / 2) + 16l + 8 * (j % 2) are lane l's codes for mma step j, k = 16t + 4j:
-//         row g's k+2, k, k+3, k+1, then those of row g + 8.
+//         a word with row g's four k's, then one with row g + 8's, see HopperFp8Word.
 //   BF16: 2048 bytes; 512 * j + 16l are lane l's: row g's k and k+1, row g + 8's, row g's k+2 and k+3,
 //         row g + 8's: the registers of the mma.
 enum class HopperFormat : uint8_t { kNvfp4, kFp8, kBf16 };
+
+/// Four e4m3 codes k .. k+3, k in the low byte, as a tile has them: a 16-bit half with codes k and k+2,
+/// one with k+1 and k+3. Of the first of a half the sign is bit 15 and the magnitude bits 10..4, where
+/// bf16 has them; the second's bits are where they fall there after a swap of the half's bytes, but two,
+/// which then move by 4: sign 3, magnitude 2..0, 11, 14..12.
+constexpr uint32_t HopperFp8Word(uint32_t codes) {
+  const uint32_t a = (codes & 0xFFu) | (codes & 0xFF00u) << 8;
+  const uint32_t b = (codes >> 16 & 0xFFu) | (codes >> 8 & 0xFF0000u);
+  return (a & 0x00800080u) << 8 | (a & 0x007F007Fu) << 4 | (b >> 4 & 0x000F000Fu) |
+         (b & 0x00080008u) << 8 | (b & 0x00070007u) << 12;
+}
 
 constexpr int HopperTileBytes(HopperFormat format) {
   if (format == HopperFormat::kNvfp4) return kHopperTileBytes;

@@ -11,34 +11,42 @@
 
 namespace nibble::cuda {
 
-/// Four codes of a Hopper FP8 tile (layout/hopper_tile.h) as two bf16 pairs. A code's magnitude moved
-/// to bits 10..4 is a bf16 of value * 2^-120, subnormals included; the multiplication makes it exact.
+/// Four codes of a Hopper FP8 tile (layout/hopper_tile.h) as two bf16 pairs. A code's magnitude in bits
+/// 10..4 is a bf16 of value * 2^-120, subnormals included; the multiplication makes it exact.
 __device__ __forceinline__ void DequantizeFp8(uint32_t word, uint32_t& first, uint32_t& second) {
   constexpr uint32_t kScale = 0x7B807B80u;  // 2^120, twice
-  const uint32_t low = word << 8;
-  first = MulBf16x2((word & kSigns) | (word >> 4 & 0x07F007F0u), kScale);
-  second = MulBf16x2((low & kSigns) | (low >> 4 & 0x07F007F0u), kScale);
+  const uint32_t swapped = __byte_perm(word, 0, 0x2301);
+  first = MulBf16x2(word & 0x87F087F0u, kScale);
+  second = MulBf16x2((swapped & 0x07700770u) + (swapped & 0x08080808u) * 16, kScale);
 }
 
-/// An FP8 scale and its reciprocal, rounded once.
+/// An FP8 scale, its reciprocal, rounded once, and 512 of it as a bf16 pair.
 struct Fp8Scale {
   float value, inverse;
+  uint32_t limit;
 };
+__device__ __forceinline__ Fp8Scale MakeFp8Scale(float scale) {
+  const uint32_t limit = min(__float_as_uint(scale * 512.0f), 0x7F7FFFFFu) >> 16;
+  return {scale, Reciprocal(scale), limit | limit << 16};
+}
 
 /// What DynamicFp8Scale<float> (numerics/fp8.h) says.
 __device__ __forceinline__ float DynamicScale(float amax) {
   return __fdiv_rn(fmaxf(amax, 1e-10f), 448.0f);
 }
 
-/// x / scale, rounded once where it matters: beyond 2^20 all is 448.
+/// x / scale, rounded once. Neither it nor x overflows.
 __device__ __forceinline__ float Quotient(float x, const Fp8Scale& s) {
   const float q = __fmul_rn(x, s.inverse);
-  const float exact = __fmaf_rn(__fmaf_rn(-q, s.value, x), s.inverse, q);
-  return fabsf(q) < 0x1p20f ? exact : q;
+  return __fmaf_rn(__fmaf_rn(-q, s.value, x), s.inverse, q);
 }
 
-/// Two elements as the values of their codes.
+/// Two elements as the values of their codes. What is beyond 512 scales becomes 448 anyway, and is
+/// brought to `limit` so that the quotient cannot overflow; a NaN stays one.
 __device__ __forceinline__ uint32_t QuantizeFp8Pair(uint32_t pair, const Fp8Scale& s) {
+  asm("{ .reg .b32 m; min.NaN.bf16x2 m, %0, %1; max.NaN.bf16x2 %0, m, %2; }"
+      : "+r"(pair)
+      : "r"(s.limit), "r"(s.limit | kSigns));
   uint16_t codes;
   asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;"
       : "=h"(codes)
@@ -50,6 +58,12 @@ __device__ __forceinline__ uint32_t QuantizeFp8Pair(uint32_t pair, const Fp8Scal
       : "=f"(low), "=f"(high)
       : "r"(halves));
   return __byte_perm(__float_as_uint(low), __float_as_uint(high), 0x7632);
+}
+
+template <int n>
+__device__ __forceinline__ void QuantizeFp8Pairs(uint32_t (&x)[n], const Fp8Scale& s) {
+#pragma unroll
+  for (int i = 0; i < n; ++i) x[i] = QuantizeFp8Pair(x[i], s);
 }
 
 }  // namespace nibble::cuda

@@ -9,7 +9,7 @@
 #include "kernels/cuda/sm90_linear_shard.h"
 #include "kernels/cuda/sm90_ptx.cuh"
 
-// What the kernels of dense linears share: a tile's way into registers, and x's into fewer bits.
+// What the kernels of dense linears share: a tile's way into registers.
 
 namespace nibble::cuda::linear {
 
@@ -54,14 +54,5 @@ struct Tile<Sm90Weight::kBf16> {
     a[0] = w.x, a[1] = w.y, a[2] = w.z, a[3] = w.w;
   }
 };
-
-template <int n>
-__device__ __forceinline__ void QuantizeFp8Pairs(uint32_t (&x)[n], const Fp8Scale& s) {
-#pragma unroll
-  for (int i = 0; i < n; ++i) x[i] = QuantizeFp8Pair(x[i], s);
-}
-__device__ __forceinline__ float MaxOfHalves(uint32_t amax) {
-  return fmaxf(fmaxf(LowBf16(amax), HighBf16(amax)), 0.0f);
-}
 
 }  // namespace nibble::cuda::linear

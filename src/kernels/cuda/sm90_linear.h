@@ -44,21 +44,22 @@ struct Sm90LinearShard {
   int n = 0;                         // rows of W, columns of y
   const uint8_t* weights = nullptr;  // HopperLinearLayout(n, k) of the format, 128-byte aligned
   float scale = 1;                   // multiplies: NVFP4's global, FP8's per tensor; else 1
-  const float* scales = nullptr;     // device: kFp8Channel [n], kFp8Block128 [ceil(n/128), ceil(k/128)]
-  float input_scale = 0;             // kNvfp4 and kFp8: 2^-100 .. 2^100; else 0
+  const float* scales =
+      nullptr;            // device: kFp8Channel [n], kFp8Block128 [ceil(n/128), ceil(k/128)]
+  float input_scale = 0;  // kNvfp4 and kFp8: 2^-100 .. 2^100; else 0
 };
 
 inline constexpr int kSm90LinearShards = 8;
 
 struct Sm90LinearParams {
-  int tokens = 0;         // T
-  int k = 0;              // a multiple of 16
+  int tokens = 0;           // T
+  int k = 0;                // a multiple of 16
   const Bf16* x = nullptr;  // [T, k], 16-byte aligned
   int shards = 0;
   Sm90LinearShard shard[kSm90LinearShards];
-  Bf16* y = nullptr;       // [T, ldy], of which the shards' columns are written; or
-  float* y_f32 = nullptr;  // the same, not rounded to bf16: exactly one of both is given
-  int64_t ldy = 0;         // elements from one token to the next, at least the sum of n
+  Bf16* y = nullptr;               // [T, ldy], of which the shards' columns are written; or
+  float* y_f32 = nullptr;          // the same, not rounded to bf16: exactly one of both is given
+  int64_t ldy = 0;                 // elements from one token to the next, at least the sum of n
   std::byte* workspace = nullptr;  // 256-byte aligned; decode needs none
   size_t workspace_bytes = 0;
 };
@@ -70,6 +71,13 @@ inline constexpr int kSm90LinearDecodeTokens = 16;
 /// kernel ahead in the stream has ended, x is not (programmatic dependent launch).
 /// errors   kInvalidArgument (shapes, pointers, scales), kDevice
 Result<void> LaunchSm90LinearDecode(const Sm90LinearParams& params, cudaStream_t stream);
+
+/// Bytes of workspace for one launch of these shards and tokens. Nothing is expected of its contents.
+size_t Sm90LinearPrefillWorkspace(const Sm90LinearParams& params);
+
+/// For many tokens, any number up to 2^20: two or three launches. Needs workspace.
+/// errors   as above
+Result<void> LaunchSm90LinearPrefill(const Sm90LinearParams& params, cudaStream_t stream);
 
 constexpr HopperFormat FormatOf(Sm90Weight weight) {
   if (weight == Sm90Weight::kNvfp4) return HopperFormat::kNvfp4;

@@ -27,16 +27,18 @@ Result<void> CheckShard(const Sm90LinearShard& s, int index) {
   const bool wants_scales =
       s.weight == Sm90Weight::kFp8Channel || s.weight == Sm90Weight::kFp8Block128;
   if (!(s.scale > 0) || !std::isfinite(s.scale) || wants_scales != (s.scales != nullptr)) {
-    return Err(ErrorCode::kInvalidArgument,
-               "linear on sm_90: shard {} has scale {} and scales {}; expected a finite scale above "
-               "0, and scales for FP8 by channel or block alone",
-               index, s.scale, s.scales ? "given" : "null");
+    return Err(
+        ErrorCode::kInvalidArgument,
+        "linear on sm_90: shard {} has scale {} and scales {}; expected a finite scale above "
+        "0, and scales for FP8 by channel or block alone",
+        index, s.scale, s.scales ? "given" : "null");
   }
   if (s.input == Sm90Input::kFp8Group && s.weight != Sm90Weight::kFp8Block128) {
-    return Err(ErrorCode::kInvalidArgument,
-               "linear on sm_90: shard {} quantizes x by 128 k, which takes FP8 weights in blocks of "
-               "128",
-               index);
+    return Err(
+        ErrorCode::kInvalidArgument,
+        "linear on sm_90: shard {} quantizes x by 128 k, which takes FP8 weights in blocks of "
+        "128",
+        index);
   }
   const bool in_range = s.input_scale >= 0x1p-100f && s.input_scale <= 0x1p100f;
   if (HasInputScale(s.input) ? !in_range : s.input_scale != 0) {
@@ -53,10 +55,11 @@ Result<void> CheckShard(const Sm90LinearShard& s, int index) {
 Result<void> CheckSm90Linear(const Sm90LinearParams& p, int max_tokens) {
   if (p.k < 16 || p.k % 16 != 0 || p.k > 1 << 20 || p.tokens < 1 || p.tokens > max_tokens ||
       p.shards < 1 || p.shards > kSm90LinearShards) {
-    return Err(ErrorCode::kInvalidArgument,
-               "linear on sm_90: k={}, {} tokens, {} shards; expected k a multiple of 16 up to 2^20, "
-               "1..{} tokens and 1..{} shards",
-               p.k, p.tokens, p.shards, max_tokens, kSm90LinearShards);
+    return Err(
+        ErrorCode::kInvalidArgument,
+        "linear on sm_90: k={}, {} tokens, {} shards; expected k a multiple of 16 up to 2^20, "
+        "1..{} tokens and 1..{} shards",
+        p.k, p.tokens, p.shards, max_tokens, kSm90LinearShards);
   }
   int64_t columns = 0;
   for (int i = 0; i < p.shards; ++i) {

@@ -1,18 +1,18 @@
-// sm90_linear_decode: dense linears of up to 16 tokens, bound by the bytes of the weights.
+// sm90_linear_decode: dense linears of few tokens, bound by the bytes of the weights.
 //
-// The rows of all shards are tiles of 16; a block takes a run of them. Its eight warps share a tile's
-// k: each keeps its part of x in registers as the small operand of mma.m16n8k16 (the weights are the
-// large one), streams its part of the weights through a ring in shared memory, and the block adds up
-// the eight partial sums in the order of k.
+// The rows of all shards are tiles of 16; a block takes a run of them. Its warps form groups that take
+// tiles in turn and share a tile's k: each warp streams its part of the weights, the large operand of
+// mma.m16n8k16, through a ring in shared memory; x, the small operand, is quantized once into shared
+// memory, in the order of the fragments. The group adds up its partial sums in the order of k.
 //
 // Latency is what matters for most launches. The rings are filled before the kernel ahead has ended,
 // which x alone waits for, and two launches' blocks fit a multiprocessor at once, so weights keep
-// coming across launches.
+// coming across launches. The code is short on purpose: a launch runs most of it once, cold.
 
 #include <algorithm>
-#include <cmath>
 
 #include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/sm90_divisor.cuh"
 #include "kernels/cuda/sm90_launch.h"
 #include "kernels/cuda/sm90_linear.cuh"
 #include "kernels/cuda/sm90_linear_check.h"
@@ -20,12 +20,16 @@
 namespace nibble::cuda::linear {
 namespace {
 
-constexpr int kWarps = 8;
-constexpr int kThreads = 32 * kWarps;
-constexpr int kSlots = 5;  // of a warp's ring
 constexpr int kSlotBytes = 4 * kHopperTileBytes;
-constexpr int kBlocksAMultiprocessor = 2;  // that fit at once: this launch's and the next one's
-constexpr int kSharedLimit = 233472 / kBlocksAMultiprocessor - 1024;
+
+/// kN: eights of tokens.
+template <int kN_>
+struct Config {
+  static constexpr int kWarps = 16, kN = kN_;
+  static constexpr int kThreads = 32 * kWarps;
+  static constexpr int kSlots = 2;  // of a warp's ring
+  static constexpr int kPartialBuffers = kN == 1 ? 2 : 1;
+};
 
 struct Args {
   const __nv_bfloat16* x;
@@ -34,60 +38,70 @@ struct Args {
   int64_t ldy;
   int tokens, k, steps;  // of 64 k
   int granule;           // steps that a warp's part of k is a multiple of
+  int group_warps;       // that share a tile: a power of two
   int tiles;             // of all shards
   bool token_scales;     // some shard's x is kFp8Token
+  int padded_eights;     // of k, in blocks of 16
+  Divisor by_padded_eights;
   Shard shard[kSm90LinearShards];
-};
-
-/// kX: steps of x a warp has in registers; with more, it loads them again for every tile. kN: eights
-/// of tokens.
-template <int kX_, int kN_>
-struct Config {
-  static constexpr int kX = kX_, kN = kN_;
 };
 
 template <class C>
 struct Smem {
-  alignas(128) uint8_t ring[kWarps][kSlots][kSlotBytes];
-  float partial[2][kWarps][C::kN][128];
-  uint4 stage[kWarps][C::kX * 8];  // one token's part of x
-  float amax[kWarps][8 * C::kN];
-  float token_scale[8 * C::kN];
-  uint64_t full[kWarps][kSlots];
-};
-
-struct Place {
-  int lane, warp, g, t;
-  int step, steps;  // this warp's part of k
-  __device__ explicit Place(const Args& a)
-      : lane(threadIdx.x % 32), warp(threadIdx.x / 32), g(lane / 4), t(lane % 4) {
-    const int granules = (a.steps + a.granule - 1) / a.granule;
-    step = warp * granules / kWarps * a.granule;
-    steps = min((warp + 1) * granules / kWarps * a.granule, a.steps) - step;
-  }
+  alignas(128) uint8_t ring[C::kWarps][C::kSlots][kSlotBytes];
+  uint64_t full[C::kWarps][C::kSlots];
+  float token_scale[kSm90LinearDecodeTokens];
+  alignas(16) float partial[C::kPartialBuffers][C::kWarps][C::kN][128];
+  // Then x [steps][2][tokens][4] of 16 bytes, see XPlace, and the scales [tokens][blocks of 128 k] of
+  // kFp8Group.
 };
 
 constexpr int UnitSteps(Sm90Weight weight) {
   return weight == Sm90Weight::kNvfp4 ? 4 : weight == Sm90Weight::kBf16 ? 1 : 2;
 }
-constexpr int TileBytes(Sm90Weight weight) { return HopperTileBytes(FormatOf(weight)); }
+constexpr int ScaleBlocks(int k) { return (k + 127) / 128; }
+template <class C>
+size_t SharedBytes(const Args& a) {
+  return sizeof(Smem<C>) + static_cast<size_t>(a.steps) * a.tokens * 128 +
+         sizeof(float) * a.tokens * ScaleBlocks(a.k);
+}
+
+/// This thread's place and its warp's part of k.
+template <class C>
+struct Place {
+  int lane, warp, group, groups, part;
+  int step, steps;
+  __device__ explicit Place(const Args& a)
+      : lane(threadIdx.x % 32),
+        // The shuffle tells the compiler that it is the warp's.
+        warp(__shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32, 0)),
+        group(warp / a.group_warps),
+        groups(C::kWarps / a.group_warps),
+        part(warp % a.group_warps) {
+    const int granules = (a.steps + a.granule - 1) / a.granule;
+    step = part * granules / a.group_warps * a.granule;
+    steps = min((part + 1) * granules / a.group_warps * a.granule, a.steps) - step;
+  }
+};
 
 /// A warp's weights, in the order in which it needs them: a ring of units of a few steps.
+template <class C>
 class WeightStream {
  public:
-  __device__ WeightStream(const Args& a, const Place& p, const uint8_t* ring, const uint64_t* full,
-                          int first_tile, int end_tile)
+  __device__ WeightStream(const Args& a, const Place<C>& p, Smem<C>& s, int first_tile,
+                          int end_tile)
       : a_(a),
         p_(p),
-        ring_(ring),
-        ring_address_(SharedAddress(ring)),
-        full_(SharedAddress(full)),
-        tile_(p.steps > 0 ? first_tile : end_tile),
-        end_(end_tile) {}
+        ring_(s.ring[p.warp][0]),
+        full_(SharedAddress(s.full[p.warp])),
+        tile_(p.steps > 0 ? first_tile + p.group : end_tile),
+        end_(end_tile) {
+    if (tile_ < end_) StartTile();
+  }
 
   __device__ __forceinline__ void Fill() {
 #pragma unroll 1
-    for (int i = 0; i < kSlots; ++i) Issue();
+    for (int i = 0; i < C::kSlots; ++i) Issue(i);
   }
   /// The next unit, once it has arrived.
   __device__ __forceinline__ const uint8_t* Wait() {
@@ -97,237 +111,226 @@ class WeightStream {
   /// The unit has been read by all lanes; asks for the one that takes its place.
   __device__ __forceinline__ void Release() {
     __syncwarp();
-    if (++slot_ == kSlots) slot_ = 0, parity_ ^= 1;
-    Issue();
+    Issue(slot_);
+    if (++slot_ == C::kSlots) slot_ = 0, parity_ ^= 1;
   }
 
  private:
-  __device__ __forceinline__ void Issue() {
-    if (tile_ >= end_) return;
+  __device__ __forceinline__ void StartTile() {
     while (tile_ >= a_.shard[shard_].end_tile) ++shard_;
     const Shard& s = a_.shard[shard_];
-    const int steps = min(UnitSteps(s.weight), p_.steps - step_);
-    const uint32_t bytes = TileBytes(s.weight);
+    unit_steps_ = UnitSteps(s.weight);
+    step_bytes_ = HopperTileBytes(FormatOf(s.weight));
+    left_ = p_.steps;
+    const int64_t at = static_cast<int64_t>(tile_ - s.first_tile) * a_.steps + p_.step;
+    from_ = s.weights + at * step_bytes_;
+  }
+  __device__ __forceinline__ void Issue(int slot) {
+    if (tile_ >= end_) return;
+    const int steps = min(unit_steps_, left_);
+    const uint32_t bytes = steps * step_bytes_;
     if (p_.lane == 0) {
-      const int64_t at = static_cast<int64_t>(tile_ - s.first_tile) * a_.steps + p_.step + step_;
-      BarrierArriveExpect(full_ + 8 * issue_slot_, steps * bytes);
-      BulkCopyEvictFirst(ring_address_ + issue_slot_ * kSlotBytes, s.weights + at * bytes,
-                         steps * bytes, full_ + 8 * issue_slot_);
+      BarrierArriveExpect(full_ + 8 * slot, bytes);
+      BulkCopyEvictFirst(SharedAddress(ring_) + slot * kSlotBytes, from_, bytes, full_ + 8 * slot);
     }
-    if (++issue_slot_ == kSlots) issue_slot_ = 0;
-    step_ += steps;
-    if (step_ == p_.steps) step_ = 0, ++tile_;
+    from_ += bytes;
+    left_ -= steps;
+    if (left_ > 0) return;
+    tile_ += p_.groups;
+    if (tile_ < end_) StartTile();
   }
 
   const Args& a_;
-  const Place& p_;
+  const Place<C>& p_;
   const uint8_t* ring_;
-  const uint32_t ring_address_, full_;
-  int tile_, shard_ = 0, step_ = 0;
+  const uint32_t full_;
+  int tile_, shard_ = 0, left_ = 0, unit_steps_ = 0, step_bytes_ = 0;
   const int end_;
-  int issue_slot_ = 0, slot_ = 0;
+  const uint8_t* from_ = nullptr;
+  int slot_ = 0;
   uint32_t parity_ = 0;
 };
 
-__device__ __forceinline__ void Store8(uint32_t (&b)[8], uint4 low, uint4 high) {
-  b[0] = low.x, b[1] = low.y, b[2] = low.z, b[3] = low.w;
-  b[4] = high.x, b[5] = high.y, b[6] = high.z, b[7] = high.w;
-}
-__device__ __forceinline__ uint4 LoadX(const Args& a, int token, int k) {
-  const auto* from = a.x + static_cast<size_t>(token) * a.k + k;
-  return k < a.k ? __ldg(reinterpret_cast<const uint4*>(from)) : make_uint4(0, 0, 0, 0);
+// --- x ---
+
+template <class C>
+struct Shared {
+  Smem<C>& s;
+  uint4* x;
+  float* group_scale;
+  __device__ Shared(uint8_t* raw, const Args& a)
+      : s(*reinterpret_cast<Smem<C>*>(raw)),
+        x(reinterpret_cast<uint4*>(raw + sizeof(Smem<C>))),
+        group_scale(reinterpret_cast<float*>(x + a.steps * a.tokens * 8)) {}
+};
+
+/// Where eight k's of a token lie: half h of lane (g, t)'s 16 k's of a step is read as one run of the
+/// lanes, so banks never collide.
+__device__ __forceinline__ int XPlace(int tokens, int step, int half, int token, int t) {
+  return ((step * 2 + half) * tokens + token) * 4 + t;
 }
 
-/// The scales of every token as a whole; a block barrier each side.
+__device__ __forceinline__ uint4 LoadX(const Args& a, int token, int eight) {
+  const auto* from = a.x + static_cast<size_t>(token) * a.k;
+  return eight * 8 < a.k ? __ldg(reinterpret_cast<const uint4*>(from) + eight)
+                         : make_uint4(0, 0, 0, 0);
+}
+
+/// The largest magnitude among `lanes` neighbours.
+__device__ __forceinline__ float MaxOfLanes(uint32_t amax, int lanes) {
+#pragma unroll
+  for (int o = 1; o < 32; o <<= 1) {
+    if (o < lanes) amax = MaxBf16x2(amax, __shfl_xor_sync(~0u, amax, o));
+  }
+  return fmaxf(fmaxf(LowBf16(amax), HighBf16(amax)), 0.0f);
+}
+
+/// The scales of whole tokens. Ends with a barrier.
 template <class C>
-__device__ __forceinline__ void ScaleTokens(const Args& a, Smem<C>& s, const Place& p) {
-#pragma unroll 1
-  for (int token = 0; token < a.tokens; ++token) {
+__device__ __forceinline__ void ScaleTokens(const Args& a, Smem<C>& s, const Place<C>& p) {
+  for (int token = p.warp; token < a.tokens; token += C::kWarps) {
     uint32_t amax = 0;
 #pragma unroll 4
-    for (int i = p.lane; i < p.steps * 8; i += 32) {
-      const uint4 v = LoadX(a, token, p.step * 64 + i * 8);
+    for (int i = p.lane; i < a.steps * 8; i += 32) {
+      const uint4 v = LoadX(a, token, i);
       const uint32_t x[4] = {v.x, v.y, v.z, v.w};
       amax = MaxBf16x2(amax, MaxOfPairs(x));
     }
-#pragma unroll
-    for (int o = 1; o < 32; o <<= 1) amax = MaxBf16x2(amax, __shfl_xor_sync(~0u, amax, o));
-    if (p.lane == 0) s.amax[p.warp][token] = MaxOfHalves(amax);
-  }
-  __syncthreads();
-  if (threadIdx.x < a.tokens) {
-    float amax = 0;
-    for (int w = 0; w < kWarps; ++w) amax = fmaxf(amax, s.amax[w][threadIdx.x]);
-    s.token_scale[threadIdx.x] = DynamicScale(amax);
+    const float largest = MaxOfLanes(amax, 32);
+    if (p.lane == 0) s.token_scale[token] = DynamicScale(largest);
   }
   __syncthreads();
 }
 
-/// A warp's part of x as the mma's operand, quantized as a shard wants it, and the scales of what is
-/// quantized a token and 128 k.
+/// Eight k's as a shard wants them. Neighbouring lanes have neighbouring eights of a token: a block of
+/// 16 is two lanes', one of 128 sixteen lanes'.
 template <class C>
-struct Input {
-  uint32_t x[C::kX][C::kN][8];
-  float scale[(C::kX + 1) / 2][C::kN];  // of token g; kFp8Group alone
-
-  __device__ __forceinline__ void Load(const Args& a, Smem<C>& s, const Place& p,
-                                       const Shard& shard, int first_step) {
-    if (C::kN == 1 && a.tokens == 1 && shard.format != Sm90Input::kBf16) {
-      LoadOne(a, s, p, shard, first_step);
-      return;
-    }
-#pragma unroll
-    for (int i = 0; i < C::kX; ++i) {
-#pragma unroll
-      for (int n = 0; n < C::kN; ++n) {
-        const int token = min(8 * n + p.g, a.tokens - 1);
-        const int k = (p.step + first_step + i) * 64 + 16 * p.t;
-        const bool inside = first_step + i < p.steps;
-        const uint4 zero = make_uint4(0, 0, 0, 0);
-        Store8(x[i][n], inside ? LoadX(a, token, k) : zero, inside ? LoadX(a, token, k + 8) : zero);
-      }
-    }
-    if (shard.format == Sm90Input::kBf16) return;
-#pragma unroll
-    for (int n = 0; n < C::kN; ++n) {
-      const int token = min(8 * n + p.g, a.tokens - 1);
-#pragma unroll
-      for (int i = 0; i < C::kX; ++i) {
-        if (shard.format == Sm90Input::kNvfp4) {
-          QuantizeBlock(x[i][n], Gscale{shard.input, shard.input_inverse});
-        } else {
-          Fp8Scale scale{shard.input, shard.input_inverse};
-          if (shard.format == Sm90Input::kFp8Token) {
-            scale.value = s.token_scale[token];
-            scale.inverse = Reciprocal(scale.value);
-          } else if (shard.format == Sm90Input::kFp8Group) {
-            if (i % 2 == 0) {
-              uint32_t amax = MaxOfPairs(x[i][n]);
-              if (i + 1 < C::kX) amax = MaxBf16x2(amax, MaxOfPairs(x[i + 1 < C::kX ? i + 1 : i][n]));
-              amax = MaxBf16x2(amax, __shfl_xor_sync(~0u, amax, 1));
-              amax = MaxBf16x2(amax, __shfl_xor_sync(~0u, amax, 2));
-              this->scale[i / 2][n] = DynamicScale(MaxOfHalves(amax));
-            }
-            scale.value = this->scale[i / 2][n];
-            scale.inverse = Reciprocal(scale.value);
-          }
-          QuantizeFp8Pairs(x[i][n], scale);
-        }
-      }
+__device__ __forceinline__ void Quantize(const Args& a, const Shared<C>& m, const Shard& shard,
+                                         int token, int eight, uint32_t (&q)[4]) {
+  if (shard.format == Sm90Input::kNvfp4) {
+    const uint32_t amax = MaxOfPairs(q);
+    QuantizeBlock(q, MaxBf16x2(amax, __shfl_xor_sync(~0u, amax, 1)),
+                  Gscale{shard.input, shard.input_inverse});
+    return;
+  }
+  float scale = shard.input;
+  if (shard.format == Sm90Input::kFp8Token) scale = m.s.token_scale[token];
+  if (shard.format == Sm90Input::kFp8Group) {
+    scale = DynamicScale(MaxOfLanes(MaxOfPairs(q), 16));
+    if (eight % 16 == 0 && token < a.tokens) {
+      m.group_scale[token * ScaleBlocks(a.k) + eight / 16] = scale;
     }
   }
+  QuantizeFp8Pairs(q, MakeFp8Scale(scale));
+}
 
- private:
-  /// One token: every lane quantizes another eight k's, and all read the results.
-  __device__ __forceinline__ void LoadOne(const Args& a, Smem<C>& s, const Place& p,
-                                          const Shard& shard, int first_step) {
-    uint4* stage = s.stage[p.warp];
-    float group[(C::kX + 3) / 4];
-    __syncwarp();
+/// All of x, kBatch loads in flight.
+template <class C, int kBatch, bool kQuantize>
+__device__ __forceinline__ void LoadInput(const Args& a, const Shared<C>& m, const Shard& shard) {
+  const int all = a.tokens * a.padded_eights;
+#pragma unroll 1
+  for (int first = static_cast<int>(threadIdx.x & ~31u); first < all;
+       first += kBatch * C::kThreads) {
+    uint4 v[kBatch];
+    int token[kBatch], eight[kBatch];
 #pragma unroll
-    for (int i = 0; i < C::kX / 4; ++i) {
-      const int item = i * 32 + p.lane;
-      const bool inside = first_step + item / 8 < p.steps;
-      const uint4 v = inside ? LoadX(a, 0, (p.step + first_step) * 64 + item * 8)
-                             : make_uint4(0, 0, 0, 0);
-      uint32_t q[4] = {v.x, v.y, v.z, v.w};
-      uint32_t amax = MaxOfPairs(q);
-      amax = MaxBf16x2(amax, __shfl_xor_sync(~0u, amax, 1));
-      if (shard.format == Sm90Input::kNvfp4) {
-        QuantizeBlock(q, amax, Gscale{shard.input, shard.input_inverse});
-      } else {
-        Fp8Scale scale{shard.input, shard.input_inverse};
-        if (shard.format == Sm90Input::kFp8Token) {
-          scale.value = s.token_scale[0];
-          scale.inverse = Reciprocal(scale.value);
-        } else if (shard.format == Sm90Input::kFp8Group) {
+    for (int i = 0; i < kBatch; ++i) {
+      const int at = first + i * C::kThreads + static_cast<int>(threadIdx.x % 32);
+      token[i] = at / a.by_padded_eights;
+      eight[i] = at - token[i] * a.padded_eights;
+      v[i] = token[i] < a.tokens ? LoadX(a, token[i], eight[i]) : make_uint4(0, 0, 0, 0);
+    }
 #pragma unroll
-          for (int o = 2; o < 16; o <<= 1) amax = MaxBf16x2(amax, __shfl_xor_sync(~0u, amax, o));
-          scale.value = DynamicScale(MaxOfHalves(amax));
-          scale.inverse = Reciprocal(scale.value);
-        }
-        group[i] = scale.value;
-        QuantizeFp8Pairs(q, scale);
+    for (int i = 0; i < kBatch; ++i) {
+      uint32_t q[4] = {v[i].x, v[i].y, v[i].z, v[i].w};
+      if constexpr (kQuantize) Quantize(a, m, shard, token[i], eight[i], q);
+      if (token[i] < a.tokens && eight[i] < a.steps * 8) {
+        m.x[XPlace(a.tokens, eight[i] / 8, eight[i] % 2, token[i], eight[i] % 8 / 2)] =
+            make_uint4(q[0], q[1], q[2], q[3]);
       }
-      stage[item] = make_uint4(q[0], q[1], q[2], q[3]);
-    }
-    __syncwarp();
-#pragma unroll
-    for (int i = 0; i < C::kX; ++i) {
-      Store8(x[i][0], stage[i * 8 + 2 * p.t], stage[i * 8 + 2 * p.t + 1]);
-    }
-    if (shard.format == Sm90Input::kFp8Group) {
-#pragma unroll
-      for (int i = 0; i < C::kX; i += 2) {
-        scale[i / 2][0] = __shfl_sync(~0u, group[i / 4], i % 4 * 8);
-      }
-    }
-  }
-};
-
-template <class C>
-using Accumulators = float[C::kN][4];
-
-/// acc += part under the scales of 128 rows and 128 k, and of every token and 128 k.
-template <class C>
-__device__ __forceinline__ void Promote(const Args& a, const Place& p, const Shard& shard, int tile,
-                                        int step, const float (&scale)[C::kN],
-                                        Accumulators<C>& part, Accumulators<C>& acc) {
-  const int block_row = (tile - shard.first_tile) * kHopperTileRows / 128;
-  const float weight = __ldg(shard.scales + block_row * ((a.k + 127) / 128) + step / 2);
-  const bool grouped = shard.format == Sm90Input::kFp8Group;
-#pragma unroll
-  for (int n = 0; n < C::kN; ++n) {
-#pragma unroll
-    for (int c = 0; c < 4; ++c) {
-      // A column is token 2t or 2t + 1; scale[n] is token g's.
-      const float other = __shfl_sync(~0u, scale[n], 4 * (2 * p.t + c % 2));
-      acc[n][c] = __fmaf_rn(part[n][c], grouped ? weight * other : weight, acc[n][c]);
-      part[n][c] = 0;
     }
   }
 }
 
-/// acc += a tile's steps of this warp, from first_step on, up to kX of them.
+// --- multiplication ---
+
+/// acc += a tile's part of k.
 template <Sm90Weight kWeight, class C>
-__device__ __forceinline__ void Multiply(const Args& a, const Place& p, const Shard& shard, int tile,
-                                         int first_step, const Input<C>& in, WeightStream& stream,
-                                         Accumulators<C>& acc) {
+__device__ __forceinline__ void Multiply(const Args& a, const Shared<C>& m, const Place<C>& p,
+                                         const Shard& shard, int tile, WeightStream<C>& stream,
+                                         float (&acc)[C::kN][4]) {
+  constexpr int kN = C::kN;
   constexpr bool kBlocks = kWeight == Sm90Weight::kFp8Block128;
   constexpr int kUnit = UnitSteps(kWeight);
-  const int steps = min(C::kX, p.steps - first_step);
-  Accumulators<C> part = {};
-  const uint8_t* unit = nullptr;
+  const int g = p.lane / 4, t = p.lane % 4;
+  const uint4* x[kN];
 #pragma unroll
-  for (int i = 0; i < C::kX; ++i) {
-    if (i < steps) {
-      if (i % kUnit == 0) unit = stream.Wait();
-      const Tile<kWeight> weights(unit + i % kUnit * Tile<kWeight>::kBytes, p.lane);
+  for (int n = 0; n < kN; ++n) {
+    x[n] = m.x + XPlace(a.tokens, p.step, 0, min(8 * n + g, a.tokens - 1), t);
+  }
+  const float* scales = shard.scales;
+  if constexpr (kBlocks) {
+    scales += (tile - shard.first_tile) * kHopperTileRows / 128 * ScaleBlocks(a.k) + p.step / 2;
+  }
+  float chain[2][kN][4] = {};  // two, as an mma waits for the one before it
+#pragma unroll 1
+  for (int first = 0; first < p.steps; first += kUnit) {
+    float block_scale = 1;
+    if constexpr (kBlocks) block_scale = __ldg(scales++);
+    const uint8_t* unit = stream.Wait();
+#pragma unroll
+    for (int i = 0; i < kUnit; ++i) {
+      if (i > 0 && first + i >= p.steps) break;
+      const Tile<kWeight> weights(unit + i * Tile<kWeight>::kBytes, p.lane);
+      uint4 b[kN][2];
+#pragma unroll
+      for (int n = 0; n < kN; ++n) {
+        b[n][0] = x[n][0], b[n][1] = x[n][4 * a.tokens];
+        x[n] += 8 * a.tokens;
+      }
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         uint32_t fragment[4];
         weights.Fragment(j, fragment);
 #pragma unroll
-        for (int n = 0; n < C::kN; ++n) {
-          MmaBf16(kBlocks ? part[n] : acc[n], fragment, in.x[i][n][2 * j], in.x[i][n][2 * j + 1]);
+        for (int n = 0; n < kN; ++n) {
+          const uint4& v = b[n][j / 2];
+          MmaBf16(chain[j % 2][n], fragment, j % 2 ? v.z : v.x, j % 2 ? v.w : v.y);
         }
       }
-      if (i % kUnit == kUnit - 1 || i == steps - 1) stream.Release();
-      if constexpr (kBlocks) {
-        if (i % 2 == 1 || i == steps - 1) {
-          Promote<C>(a, p, shard, tile, p.step + first_step + i, in.scale[i / 2], part, acc);
+    }
+    stream.Release();
+    if constexpr (kBlocks) {  // a unit is 128 k
+#pragma unroll
+      for (int n = 0; n < kN; ++n) {
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          float scale = block_scale;
+          if (shard.format == Sm90Input::kFp8Group) {
+            const int token = min(8 * n + 2 * t + c % 2, a.tokens - 1);
+            scale *= m.group_scale[token * ScaleBlocks(a.k) + (p.step + first) / 2];
+          }
+          acc[n][c] = __fmaf_rn(chain[0][n][c] + chain[1][n][c], scale, acc[n][c]);
+          chain[0][n][c] = chain[1][n][c] = 0;
         }
       }
+    }
+  }
+  if constexpr (!kBlocks) {
+#pragma unroll
+    for (int n = 0; n < kN; ++n) {
+#pragma unroll
+      for (int c = 0; c < 4; ++c) acc[n][c] = chain[0][n][c] + chain[1][n][c];
     }
   }
 }
 
 template <class C>
-__device__ __forceinline__ void MultiplyAny(const Args& a, const Place& p, const Shard& shard,
-                                            int tile, int first_step, const Input<C>& in,
-                                            WeightStream& stream, Accumulators<C>& acc) {
+__device__ __forceinline__ void MultiplyAny(const Args& a, const Shared<C>& m, const Place<C>& p,
+                                            const Shard& shard, int tile, WeightStream<C>& stream,
+                                            float (&acc)[C::kN][4]) {
   const auto run = [&]<Sm90Weight kWeight>() {
-    Multiply<kWeight, C>(a, p, shard, tile, first_step, in, stream, acc);
+    Multiply<kWeight, C>(a, m, p, shard, tile, stream, acc);
   };
   switch (shard.weight) {
     case Sm90Weight::kNvfp4:
@@ -341,23 +344,28 @@ __device__ __forceinline__ void MultiplyAny(const Args& a, const Place& p, const
   }
 }
 
-/// Adds up the warps' partial sums of a tile and stores its columns of y.
+/// Adds up the group's partial sums of a tile and stores its columns of y.
 template <class C>
-__device__ __forceinline__ void Finish(const Args& a, const Smem<C>& s, const Shard& shard, int tile,
-                                       int buffer) {
-  const int local = tile - shard.first_tile;
-#pragma unroll
-  for (int i = threadIdx.x; i < 128 * C::kN; i += kThreads) {
-    const int lane = i / 4 % 32, c = i % 4;
-    const int token = i / 128 * 8 + lane % 4 * 2 + c % 2;
-    const int row = static_cast<int>(HopperOutputRow(local, c / 2, lane / 4));
-    if (token >= a.tokens || row >= shard.rows) continue;
-    float sum = 0;
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) sum += s.partial[buffer][w][i / 128][i % 128];
+__device__ __forceinline__ void Finish(const Args& a, const Shared<C>& m, const Place<C>& p,
+                                       const Shard& shard, int tile, int buffer) {
+  const auto* partial = m.s.partial[buffer] + p.group * a.group_warps;
+  const unsigned local = tile - shard.first_tile;
+  // Another warp begins with every tile.
+  const int part = (p.part + local) & (a.group_warps - 1);
+  for (unsigned i = part * 32 + p.lane; i < 16u * a.tokens; i += a.group_warps * 32) {
+    const unsigned token = i / 16, half = i / 8 % 2, g = i % 8;
+    // HopperOutputRow in fewer instructions
+    const int row = local / 2 * 32 + g / 2 * 8 + local % 2 * 4 + half * 2 + g % 2;
+    if (row >= shard.rows) continue;
+    const float* from = &partial[0][token / 8][16 * g + token % 8 / 2 * 4 + 2 * half + token % 2];
     float scale = shard.scale;
     if (shard.weight == Sm90Weight::kFp8Channel) scale *= __ldg(shard.scales + row);
-    if (shard.format == Sm90Input::kFp8Token) scale *= s.token_scale[token];
+    if (shard.format == Sm90Input::kFp8Token) scale *= m.s.token_scale[token];
+    float sum = 0;
+    for (int w = 0; w < a.group_warps; w += 4) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sum += from[(w + j) * (128 * C::kN)];
+    }
     const int64_t at = token * a.ldy + shard.column + row;
     if (a.y != nullptr) {
       a.y[at] = __float2bfloat16(sum * scale);
@@ -367,60 +375,97 @@ __device__ __forceinline__ void Finish(const Args& a, const Smem<C>& s, const Sh
   }
 }
 
+/// A group's own barrier.
 template <class C>
-__global__ void __launch_bounds__(kThreads, kBlocksAMultiprocessor)
+__device__ __forceinline__ void GroupBarrier(const Args& a, const Place<C>& p) {
+  asm volatile("bar.sync %0, %1;" ::"r"(1 + p.group), "r"(32 * a.group_warps) : "memory");
+}
+
+template <class C>
+__global__ void __launch_bounds__(C::kThreads, C::kN == 1 ? 2 : 1)
     LinearDecode(const __grid_constant__ Args a) {
   extern __shared__ __align__(128) uint8_t raw[];
-  Smem<C>& s = *reinterpret_cast<Smem<C>*>(raw);
-  const Place p(a);
+  const Shared<C> m(raw, a);
+  const Place<C> p(a);
   LetNextKernelStart();
   if (p.lane == 0) {
-    for (int i = 0; i < kSlots; ++i) BarrierInit(SharedAddress(&s.full[p.warp][i]), 1);
+    for (int i = 0; i < C::kSlots; ++i) BarrierInit(SharedAddress(&m.s.full[p.warp][i]), 1);
     BarrierInitFence();
   }
   __syncwarp();
   const int first = static_cast<int>(static_cast<int64_t>(a.tiles) * blockIdx.x / gridDim.x);
   const int end = static_cast<int>(static_cast<int64_t>(a.tiles) * (blockIdx.x + 1) / gridDim.x);
-  WeightStream stream(a, p, s.ring[p.warp][0], s.full[p.warp], first, end);
+  WeightStream<C> stream(a, p, m.s, first, end);
   stream.Fill();
   WaitForPreviousKernel();
 
-  if (a.token_scales) ScaleTokens(a, s, p);
-  const bool keeps_x = p.steps <= C::kX;
-  Input<C> in;
-  int shard = 0, loaded = -1;
-#pragma unroll 1
-  for (int tile = first; tile < end; ++tile) {
-    while (tile >= a.shard[shard].end_tile) ++shard;
+  if (a.token_scales) ScaleTokens(a, m.s, p);
+  int shard = 0, variant = -1, tile = first + p.group, buffer = 0;
+  for (int begin = first; begin < end;) {
+    // A run of tiles whose x is quantized alike.
+    while (begin >= a.shard[shard].end_tile) ++shard;
     const Shard& of = a.shard[shard];
-    Accumulators<C> acc = {};
-#pragma unroll 1
-    for (int step = 0; step < p.steps; step += C::kX) {
-      if (!keeps_x || loaded != of.variant) {
-        in.Load(a, s, p, of, step);
-        loaded = of.variant;
+    if (of.variant != variant) {
+      if (variant >= 0) __syncthreads();
+      variant = of.variant;
+      if (of.format != Sm90Input::kBf16) {
+        LoadInput<C, 1, true>(a, m, of);
+      } else if (a.tokens * a.padded_eights <= C::kThreads) {
+        LoadInput<C, 1, false>(a, m, of);
+      } else {
+        LoadInput<C, 4, false>(a, m, of);
       }
-      MultiplyAny<C>(a, p, of, tile, step, in, stream, acc);
+      __syncthreads();
     }
-    const int buffer = (tile - first) % 2;
+    const int run_end = min(end, of.end_tile);
+#pragma unroll 1
+    for (; tile < run_end; tile += p.groups) {
+      float acc[C::kN][4] = {};
+      MultiplyAny<C>(a, m, p, of, tile, stream, acc);
 #pragma unroll
-    for (int n = 0; n < C::kN; ++n) {
-      reinterpret_cast<float4*>(s.partial[buffer][p.warp][n])[p.lane] =
-          make_float4(acc[n][0], acc[n][1], acc[n][2], acc[n][3]);
+      for (int n = 0; n < C::kN; ++n) {
+        reinterpret_cast<float4*>(m.s.partial[buffer][p.warp][n])[p.lane] =
+            make_float4(acc[n][0], acc[n][1], acc[n][2], acc[n][3]);
+      }
+      GroupBarrier(a, p);
+      Finish<C>(a, m, p, of, tile, buffer);
+      if constexpr (C::kPartialBuffers == 1) {
+        GroupBarrier(a, p);
+      } else {
+        buffer ^= 1;
+      }
     }
-    __syncthreads();
-    Finish<C>(a, s, of, tile, buffer);
+    begin = run_end;
   }
 }
 
+/// Into how many groups a block's warps are divided, for `each` tiles a block: more groups mean fewer
+/// meetings of warps, but a last round that keeps few of them busy. Measured: a round of g groups takes
+/// about 2 g + 3.
+int GroupsFor(int each) {
+  int best = 1;
+  for (int g : {2, 4}) {
+    const auto cost = [&](int groups) { return (each + groups - 1) / groups * (2 * groups + 3); };
+    if (cost(g) <= cost(best)) best = g;
+  }
+  return best;
+}
+
 template <class C>
-Result<void> Launch(const Args& args, cudaStream_t stream) {
-  static_assert(sizeof(Smem<C>) <= kSharedLimit);
+Result<void> Launch(Args& args, cudaStream_t stream) {
   NIBBLE_TRY(const int multiprocessors, MultiprocessorCount());
+  const size_t shared = SharedBytes<C>(args);
+  // Always one a multiprocessor, if need be with nothing to do: with fewer, the next launch, which comes
+  // while this one runs, would put two of its blocks where this one has none.
+  const int blocks = multiprocessors;
+  args.group_warps = C::kWarps / GroupsFor((args.tiles + blocks - 1) / blocks);
   NIBBLE_CUDA_TRY(cudaFuncSetAttribute(LinearDecode<C>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                       sizeof(Smem<C>)));
-  return LaunchDependent(LinearDecode<C>, dim3(std::min(args.tiles, multiprocessors)), kThreads,
-                         args, stream, sizeof(Smem<C>));
+                                       static_cast<int>(shared)));
+  // Launches of different sizes share a multiprocessor only if they want it divided alike.
+  NIBBLE_CUDA_TRY(cudaFuncSetAttribute(LinearDecode<C>,
+                                       cudaFuncAttributePreferredSharedMemoryCarveout,
+                                       cudaSharedmemCarveoutMaxShared));
+  return LaunchDependent(LinearDecode<C>, dim3(blocks), C::kThreads, args, stream, shared);
 }
 
 }  // namespace
@@ -438,17 +483,36 @@ Result<void> LaunchSm90LinearDecode(const Sm90LinearParams& params, cudaStream_t
   a.tokens = params.tokens;
   a.k = params.k;
   a.steps = (params.k + 63) / 64;
+  a.padded_eights = linear::ScaleBlocks(params.k) * 16;
+  a.by_padded_eights = Divisor(a.padded_eights);
   a.granule = 1;
   a.tiles = linear::MakeShards(params, kHopperTileRows, a.shard);
   for (int i = 0; i < params.shards; ++i) {
     const Sm90LinearShard& s = params.shard[i];
-    if (s.weight == Sm90Weight::kFp8Block128 || s.input == Sm90Input::kFp8Group) a.granule = 2;
+    if (s.weight == Sm90Weight::kFp8Block128) a.granule = 2;
     a.token_scales |= s.input == Sm90Input::kFp8Token;
   }
-  if (params.tokens > 8) return linear::Launch<linear::Config<4, 2>>(a, stream);
-  const int steps = (a.steps / a.granule + linear::kWarps - 1) / linear::kWarps * a.granule;
-  return steps <= 4 ? linear::Launch<linear::Config<4, 1>>(a, stream)
-                    : linear::Launch<linear::Config<8, 1>>(a, stream);
+  // What does not fit in shared memory at once goes in several launches.
+  using Largest = linear::Config<2>;
+  constexpr size_t kMost = 232448;
+  while (linear::SharedBytes<Largest>(a) > kMost && a.tokens > 1) --a.tokens;
+  if (linear::SharedBytes<Largest>(a) > kMost) {
+    return Error{ErrorCode::kInvalidArgument,
+                 "linear on sm_90: a token's k does not fit in shared memory",
+                 {},
+                 {}};
+  }
+  const int launches = (params.tokens + a.tokens - 1) / a.tokens;
+  const int most = (params.tokens + launches - 1) / launches;
+  for (int done = 0; done < params.tokens; done += most) {
+    a.tokens = std::min(most, params.tokens - done);
+    NIBBLE_CHECK_OK(a.tokens > 8 ? linear::Launch<linear::Config<2>>(a, stream)
+                                 : linear::Launch<linear::Config<1>>(a, stream));
+    a.x += static_cast<int64_t>(a.tokens) * a.k;
+    if (a.y != nullptr) a.y += a.tokens * a.ldy;
+    if (a.y_f32 != nullptr) a.y_f32 += a.tokens * a.ldy;
+  }
+  return {};
 }
 
 }  // namespace nibble::cuda

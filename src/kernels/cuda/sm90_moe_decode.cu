@@ -442,8 +442,8 @@ Result<void> LaunchSm90MoeDecode(const Sm90MoeParams& params, cudaStream_t strea
   a.steps2 = static_cast<int>(l2.k_blocks);
   a.tasks = static_cast<int>(l13.tiles / decode::kTaskTiles);
   a.row_blocks = static_cast<int>(l2.tiles / l2.tiles_per_block);
-  a.by_top_k = decode::Divisor(shape.top_k);
-  a.by_tasks = decode::Divisor(a.tasks);
+  a.by_top_k = Divisor(shape.top_k);
+  a.by_tasks = Divisor(a.tasks);
   a.tiles13 = static_cast<uint32_t>(l13.tiles * l13.k_blocks);
   a.tiles2 = static_cast<uint32_t>(l2.tiles * l2.k_blocks);
   a.activation = ActivationOf(params);

@@ -6,6 +6,7 @@
 
 #include "kernels/cuda/sm90_activation.cuh"
 #include "kernels/cuda/sm90_dequant.cuh"
+#include "kernels/cuda/sm90_divisor.cuh"
 #include "kernels/cuda/sm90_ptx.cuh"
 #include "kernels/cuda/sm90_quantize.cuh"
 
@@ -28,16 +29,6 @@ inline constexpr int kMaxExperts = 1024;
 inline constexpr int kOutFloats = 16384;
 inline constexpr int kTaskTiles = 2;  // a GEMM1 task is 32 rows: 16 features, 32 without a gate
 inline constexpr int kUnitSteps1 = kSlotBytes / (kTaskTiles * kHopperTileBytes);
-
-/// Division of small numbers by a launch constant: exact while n * divisor < 2^32.
-struct Divisor {
-  uint32_t divisor = 1, magic = 0;
-  Divisor() = default;
-  explicit Divisor(int d) : divisor(d), magic(static_cast<uint32_t>((0xFFFFFFFFull + d) / d)) {}
-};
-__device__ __forceinline__ int operator/(int n, const Divisor& d) {
-  return d.divisor == 1 ? n : static_cast<int>(__umulhi(n, d.magic));
-}
 
 /// What launches leave in the workspace for the next.
 struct LaunchState {

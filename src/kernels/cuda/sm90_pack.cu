@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(kThreads) PackLinear(const __grid_constant__ L
   uint8_t* to = a.out + at * HopperTileBytes(kFormat) + 16 * lane;
   if constexpr (kFormat == HopperFormat::kFp8) {
     const uint4 low = LoadRow(a, row[0], k, 1), high = LoadRow(a, row[1], k, 1);
-    const auto order = [](uint32_t codes) { return __byte_perm(codes, 0, 0x1302); };
+    const auto order = [](uint32_t codes) { return HopperFp8Word(codes); };
     *reinterpret_cast<uint4*>(to) =
         make_uint4(order(low.x), order(high.x), order(low.y), order(high.y));
     *reinterpret_cast<uint4*>(to + 512) =
@@ -145,11 +145,12 @@ Result<void> LaunchSm90PackLinear(HopperFormat format, const uint8_t* codes,
   const int64_t blocks = (layout.tiles * layout.k_blocks * 32 + kThreads - 1) / kThreads;
   if (n < 1 || k < 16 || k % 16 != 0 || blocks > INT32_MAX || misaligned(codes, 16) ||
       misaligned(out, 128) || (format == HopperFormat::kNvfp4) != (block_scales != nullptr)) {
-    return Error{ErrorCode::kInvalidArgument,
-                 "packing a linear for sm_90: expected rows, k a multiple of 16, codes 16-byte and the "
-                 "output 128-byte aligned, block scales for NVFP4 alone",
-                 {},
-                 {}};
+    return Error{
+        ErrorCode::kInvalidArgument,
+        "packing a linear for sm_90: expected rows, k a multiple of 16, codes 16-byte and the "
+        "output 128-byte aligned, block scales for NVFP4 alone",
+        {},
+        {}};
   }
   const dim3 grid(static_cast<unsigned>(blocks));
   if (format == HopperFormat::kNvfp4) {
