@@ -49,6 +49,8 @@ std::vector<LinearCase> AllCases() {
         {kBf16, In::kBf16, 32}},
        few},
       {4096, {{kFp8, In::kFp8, 2048}}, few},
+      {4096, {{kFp8, In::kBf16, 512}}, few},
+      {4096, {{kFp8, In::kFp8, 512}, {kFp8, In::kBf16, 256}}, few, true},
       {4096, {{kNvfp4, In::kNvfp4, 2048}}, few},
       {4096, {{kBf16, In::kBf16, 2048}}, few},
       {2048, {{kNvfp4, In::kBf16, 512}, {kNvfp4, In::kBf16, 512}}, few},

@@ -171,5 +171,21 @@ TEST(HopperPack, TheRunsThatTheKernelsFetchAreContiguous) {
   EXPECT_EQ(HopperW2Layout(4096, 512).tiles_per_block, 2);
 }
 
+// All pairs of codes: what the kernels' masks, byte swap and shift by four must find.
+TEST(HopperFp8Word, FieldsAreWhereTheKernelsLook) {
+  const auto as_bf16 = [](unsigned code) { return (code & 0x80) << 8 | (code & 0x7F) << 4; };
+  for (unsigned first = 0; first < 256; ++first) {
+    for (unsigned second = 0; second < 256; ++second) {
+      const uint32_t codes[2] = {first | second << 16, first << 8 | second << 24};
+      for (int half = 0; half < 2; ++half) {
+        const uint32_t word = HopperFp8Word(codes[half]) >> (16 * half);
+        ASSERT_EQ(word & 0x87F0u, as_bf16(first));
+        const uint32_t swapped = (word >> 8 & 0xFF) | (word & 0xFF) << 8;
+        ASSERT_EQ((swapped & 0x0770u) + (swapped & 0x0808u) * 16, as_bf16(second));
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace nibble

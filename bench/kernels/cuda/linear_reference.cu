@@ -61,6 +61,7 @@ __global__ void Fill(CanonicalLinear w, uint64_t seed) {
       }
       default:
         w.codes[i] = static_cast<uint8_t>((r & 0x7F) == 0x7F ? r & 0x80 : r);
+        if (w.subnormal) w.codes[i] &= 0x87;
     }
   }
 }

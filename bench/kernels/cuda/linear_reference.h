@@ -18,6 +18,7 @@ struct CanonicalLinear {
   uint8_t* codes = nullptr;
   uint8_t* block_scales = nullptr;  // NVFP4
   const float* scales = nullptr;    // FP8 by channel or block
+  bool subnormal = false;           // FP8 codes are to be subnormal
 };
 
 /// Random codes (no NaN), block scales of which one in 64 is zero or tiny; BF16 within +-2.

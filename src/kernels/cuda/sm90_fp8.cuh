@@ -11,13 +11,24 @@
 
 namespace nibble::cuda {
 
-/// Four codes of a Hopper FP8 tile (layout/hopper_tile.h) as two bf16 pairs. A code's magnitude in bits
-/// 10..4 is a bf16 of value * 2^-120, subnormals included; the multiplication makes it exact.
+// Weights come as value * 2^-120 from two instructions a pair, as a code's magnitude in bits 10..4 of a
+// bf16 is worth that, subnormal ones included. Another instruction a pair makes them the values. Where x
+// is FP8, too, it is x that comes as value * 2^112 instead, and 2^8 is left for the accumulator: no
+// product is subnormal or overflows.
+
+inline constexpr uint32_t kTwoTo120 = 0x7B807B80u;  // twice, as bf16
+inline constexpr uint32_t kTwoTo112 = 0x77807780u;
+
+/// Four codes of a Hopper FP8 tile (layout/hopper_tile.h) as two bf16 pairs.
+template <bool kExact>
 __device__ __forceinline__ void DequantizeFp8(uint32_t word, uint32_t& first, uint32_t& second) {
-  constexpr uint32_t kScale = 0x7B807B80u;  // 2^120, twice
   const uint32_t swapped = __byte_perm(word, 0, 0x2301);
-  first = MulBf16x2(word & 0x87F087F0u, kScale);
-  second = MulBf16x2((swapped & 0x07700770u) + (swapped & 0x08080808u) * 16, kScale);
+  first = word & 0x87F087F0u;
+  second = (swapped & 0x07700770u) + (swapped & 0x08080808u) * 16;
+  if constexpr (kExact) {
+    first = MulBf16x2(first, kTwoTo120);
+    second = MulBf16x2(second, kTwoTo120);
+  }
 }
 
 /// An FP8 scale, its reciprocal, rounded once, and 512 of it as a bf16 pair.
@@ -41,7 +52,7 @@ __device__ __forceinline__ float Quotient(float x, const Fp8Scale& s) {
   return __fmaf_rn(__fmaf_rn(-q, s.value, x), s.inverse, q);
 }
 
-/// Two elements as the values of their codes. What is beyond 512 scales becomes 448 anyway, and is
+/// Two elements as the values of their codes * 2^112. What is beyond 512 scales becomes 448 anyway, and is
 /// brought to `limit` so that the quotient cannot overflow; a NaN stays one.
 __device__ __forceinline__ uint32_t QuantizeFp8Pair(uint32_t pair, const Fp8Scale& s) {
   asm("{ .reg .b32 m; min.NaN.bf16x2 m, %0, %1; max.NaN.bf16x2 %0, m, %2; }"
@@ -57,7 +68,7 @@ __device__ __forceinline__ uint32_t QuantizeFp8Pair(uint32_t pair, const Fp8Scal
   asm("{ .reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h; }"
       : "=f"(low), "=f"(high)
       : "r"(halves));
-  return __byte_perm(__float_as_uint(low), __float_as_uint(high), 0x7632);
+  return MulBf16x2(__byte_perm(__float_as_uint(low), __float_as_uint(high), 0x7632), kTwoTo112);
 }
 
 template <int n>

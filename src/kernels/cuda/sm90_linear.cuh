@@ -14,7 +14,8 @@
 namespace nibble::cuda::linear {
 
 /// One mma step's register operand from a tile in shared memory.
-template <Sm90Weight kWeight>
+/// kExact: FP8 as values, not as values * 2^-120.
+template <Sm90Weight kWeight, bool kExact>
 struct Tile {  // FP8
   static constexpr int kBytes = 1024;
   uint4 words[2];
@@ -24,13 +25,13 @@ struct Tile {  // FP8
   }
   __device__ __forceinline__ void Fragment(int j, uint32_t (&a)[4]) const {
     const uint4& w = words[j / 2];
-    DequantizeFp8(j % 2 ? w.z : w.x, a[0], a[2]);
-    DequantizeFp8(j % 2 ? w.w : w.y, a[1], a[3]);
+    DequantizeFp8<kExact>(j % 2 ? w.z : w.x, a[0], a[2]);
+    DequantizeFp8<kExact>(j % 2 ? w.w : w.y, a[1], a[3]);
   }
 };
 
-template <>
-struct Tile<Sm90Weight::kNvfp4> {
+template <bool kExact>
+struct Tile<Sm90Weight::kNvfp4, kExact> {
   static constexpr int kBytes = kHopperTileBytes;
   uint4 words;
   ScalePair scale;
@@ -43,8 +44,8 @@ struct Tile<Sm90Weight::kNvfp4> {
   }
 };
 
-template <>
-struct Tile<Sm90Weight::kBf16> {
+template <bool kExact>
+struct Tile<Sm90Weight::kBf16, kExact> {
   static constexpr int kBytes = 2048;
   const uint4* lane_;
   __device__ __forceinline__ Tile(const uint8_t* tile, int lane)
@@ -54,5 +55,31 @@ struct Tile<Sm90Weight::kBf16> {
     a[0] = w.x, a[1] = w.y, a[2] = w.z, a[3] = w.w;
   }
 };
+
+/// Whether x comes as value * 2^112.
+__device__ __forceinline__ bool IsFp8(Sm90Input input) {
+  return input != Sm90Input::kBf16 && input != Sm90Input::kNvfp4;
+}
+
+/// Calls what with the shard's weight format and whether FP8 weights are to be exact. kBlocks: whether
+/// blocks of 128 are among them.
+template <bool kBlocks, class F>
+__device__ __forceinline__ void WithFormat(const Shard& shard, F what) {
+  switch (shard.weight) {
+    case Sm90Weight::kNvfp4:
+      return what.template operator()<Sm90Weight::kNvfp4, true>();
+    case Sm90Weight::kBf16:
+      return what.template operator()<Sm90Weight::kBf16, true>();
+    case Sm90Weight::kFp8Block128:
+      if constexpr (kBlocks) {
+        if (IsFp8(shard.format)) return what.template operator()<Sm90Weight::kFp8Block128, false>();
+        return what.template operator()<Sm90Weight::kFp8Block128, true>();
+      }
+      return;
+    default:
+      if (IsFp8(shard.format)) return what.template operator()<Sm90Weight::kFp8, false>();
+      return what.template operator()<Sm90Weight::kFp8, true>();
+  }
+}
 
 }  // namespace nibble::cuda::linear

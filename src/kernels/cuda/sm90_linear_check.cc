@@ -33,6 +33,11 @@ Result<void> CheckShard(const Sm90LinearShard& s, int index) {
         "0, and scales for FP8 by channel or block alone",
         index, s.scale, s.scales ? "given" : "null");
   }
+  const bool fp8_input = s.input != Sm90Input::kBf16 && s.input != Sm90Input::kNvfp4;
+  if (fp8_input && FormatOf(s.weight) != HopperFormat::kFp8) {
+    return Err(ErrorCode::kInvalidArgument,
+               "linear on sm_90: shard {} quantizes x to FP8, which takes FP8 weights", index);
+  }
   if (s.input == Sm90Input::kFp8Group && s.weight != Sm90Weight::kFp8Block128) {
     return Err(
         ErrorCode::kInvalidArgument,
@@ -98,6 +103,11 @@ int MakeShards(const Sm90LinearParams& params, int tile_rows, Shard* shards) {
     column += from.n;
     double scale = from.scale;
     if (from.weight == Sm90Weight::kNvfp4) scale *= kHopperWeightScale;
+    const bool fp8_input = from.input != Sm90Input::kBf16 && from.input != Sm90Input::kNvfp4;
+    if (fp8_input) {
+      // See sm90_fp8.cuh: x is 2^112 of its value, FP8 weights are 2^-120 of theirs.
+      scale *= 0x1p8;
+    }
     if (from.input == Sm90Input::kNvfp4) {
       s.input = 1.0f / from.input_scale;
       s.input_inverse = 1.0f / s.input;

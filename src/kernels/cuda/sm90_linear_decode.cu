@@ -255,7 +255,7 @@ __device__ __forceinline__ void LoadInput(const Args& a, const Shared<C>& m, con
 // --- multiplication ---
 
 /// acc += a tile's part of k.
-template <Sm90Weight kWeight, class C>
+template <Sm90Weight kWeight, bool kExact, class C>
 __device__ __forceinline__ void Multiply(const Args& a, const Shared<C>& m, const Place<C>& p,
                                          const Shard& shard, int tile, WeightStream<C>& stream,
                                          float (&acc)[C::kN][4]) {
@@ -281,7 +281,7 @@ __device__ __forceinline__ void Multiply(const Args& a, const Shared<C>& m, cons
 #pragma unroll
     for (int i = 0; i < kUnit; ++i) {
       if (i > 0 && first + i >= p.steps) break;
-      const Tile<kWeight> weights(unit + i * Tile<kWeight>::kBytes, p.lane);
+      const Tile<kWeight, kExact> weights(unit + i * Tile<kWeight, kExact>::kBytes, p.lane);
       uint4 b[kN][2];
 #pragma unroll
       for (int n = 0; n < kN; ++n) {
@@ -329,19 +329,9 @@ template <class C>
 __device__ __forceinline__ void MultiplyAny(const Args& a, const Shared<C>& m, const Place<C>& p,
                                             const Shard& shard, int tile, WeightStream<C>& stream,
                                             float (&acc)[C::kN][4]) {
-  const auto run = [&]<Sm90Weight kWeight>() {
-    Multiply<kWeight, C>(a, m, p, shard, tile, stream, acc);
-  };
-  switch (shard.weight) {
-    case Sm90Weight::kNvfp4:
-      return run.template operator()<Sm90Weight::kNvfp4>();
-    case Sm90Weight::kBf16:
-      return run.template operator()<Sm90Weight::kBf16>();
-    case Sm90Weight::kFp8Block128:
-      return run.template operator()<Sm90Weight::kFp8Block128>();
-    default:
-      return run.template operator()<Sm90Weight::kFp8>();
-  }
+  WithFormat<true>(shard, [&]<Sm90Weight kWeight, bool kExact>() {
+    Multiply<kWeight, kExact, C>(a, m, p, shard, tile, stream, acc);
+  });
 }
 
 /// Adds up the group's partial sums of a tile and stores its columns of y.

@@ -238,8 +238,8 @@ struct Fragments {
   uint32_t a[4][4];
 };
 
-template <Sm90Weight kWeight>
-__device__ __forceinline__ void Expand(const Tile<kWeight>& tile, Fragments& f) {
+template <Sm90Weight kWeight, bool kExact>
+__device__ __forceinline__ void Expand(const Tile<kWeight, kExact>& tile, Fragments& f) {
 #pragma unroll
   for (int j = 0; j < 4; ++j) tile.Fragment(j, f.a[j]);
 }
@@ -254,11 +254,11 @@ __device__ __forceinline__ void Issue(float (&acc)[N / 2], const Fragments& f, u
 
 /// acc += a tile's steps. One m64 is expanded while the other multiplies, and the other warpgroup
 /// multiplies meanwhile; nothing is in flight at the loop's edge, else ptxas serialises every wgmma.
-template <Sm90Weight kWeight, int N>
+template <Sm90Weight kWeight, bool kExact, int N>
 __device__ __forceinline__ void Accumulate(const GemmArgs& a, const Shared& s, const Consumer& c,
                                            const Work& w, Ring& ring, float (&acc)[2][N / 2]) {
   constexpr bool kBlocks = kWeight == Sm90Weight::kFp8Block128;
-  constexpr int kBytes = Tile<kWeight>::kBytes;
+  constexpr int kBytes = Tile<kWeight, kExact>::kBytes;
   const Shard& shard = a.shard[w.shard];
   float part[kBlocks ? 2 : 1][kBlocks ? N / 2 : 1];
   if constexpr (kBlocks) {
@@ -273,7 +273,7 @@ __device__ __forceinline__ void Accumulate(const GemmArgs& a, const Shared& s, c
   }
   const auto weights = [&](int stage, int m) {
     const uint8_t* from = s.stages + stage * a.stage_bytes + N * 128;
-    return Tile<kWeight>(from + c.tile(m) * kBytes, c.lane);
+    return Tile<kWeight, kExact>(from + c.tile(m) * kBytes, c.lane);
   };
   const auto issue = [&](int m, const Fragments& f, uint64_t x) {
     if constexpr (kBlocks) {
@@ -415,13 +415,13 @@ __device__ __forceinline__ void Store(const GemmArgs& a, const Consumer& c, cons
   }
 }
 
-template <Sm90Weight kWeight, int N>
+template <Sm90Weight kWeight, bool kExact, int N>
 __device__ __forceinline__ void RunTile(const GemmArgs& a, const Shared& s, const Consumer& c,
                                         const Work& w, Ring& ring) {
   float acc[2][N / 2];
 #pragma unroll
   for (int i = 0; i < N / 2; ++i) acc[0][i] = acc[1][i] = 0.0f;
-  Accumulate<kWeight, N>(a, s, c, w, ring, acc);
+  Accumulate<kWeight, kExact, N>(a, s, c, w, ring, acc);
   Store<N>(a, c, w, acc);
 }
 
@@ -434,19 +434,9 @@ __device__ __forceinline__ void Consume(const GemmArgs& a, const Shared& s) {
 #pragma unroll 1
   for (int index = blockIdx.x; index < all; index += gridDim.x) {
     const Work w = WorkAt(a, N, index);
-    switch (a.shard[w.shard].weight) {
-      case Sm90Weight::kNvfp4:
-        RunTile<Sm90Weight::kNvfp4, N>(a, s, c, w, ring);
-        break;
-      case Sm90Weight::kBf16:
-        RunTile<Sm90Weight::kBf16, N>(a, s, c, w, ring);
-        break;
-      case Sm90Weight::kFp8Block128:
-        if constexpr (N <= 64) RunTile<Sm90Weight::kFp8Block128, N>(a, s, c, w, ring);
-        break;
-      default:
-        RunTile<Sm90Weight::kFp8, N>(a, s, c, w, ring);
-    }
+    WithFormat<(N <= 64)>(a.shard[w.shard], [&]<Sm90Weight kWeight, bool kExact>() {
+      RunTile<kWeight, kExact, N>(a, s, c, w, ring);
+    });
   }
 }
 
