@@ -9,8 +9,8 @@
 #include <cstdlib>
 #include <vector>
 
+#include "base/stopwatch.h"
 #include "engine/engine.h"
-#include "engine/stopwatch.h"
 
 namespace nibble {
 namespace {
@@ -41,7 +41,7 @@ Result<double> Rate(model::QwenMoe& model, int batch, bool same, int64_t tokens)
     const kernels::SequenceRows all{s, 0, kPrompt, 0};
     NIBBLE_CHECK_OK(model.Forward(prompt, {&all, 1}));
   }
-  const engine::Stopwatch watch;
+  const Stopwatch watch;
   for (int64_t position = kPrompt; position < kPrompt + tokens; ++position) {
     for (int s = 0; s < batch; ++s) {
       ids[s] = token(s, position);
