@@ -26,7 +26,7 @@ constexpr int64_t kKvPanel = 32;
 
 /// Positions that are attended to at once. Softmax sums go over these blocks, counted from position
 /// 0, one after the other: what a row sums never depends on what is computed with it.
-constexpr int64_t kKvBlock = 128;
+constexpr int64_t kKvBlock = 256;
 
 /// Softmax sums of rows over some blocks: of each row the largest score, the sum of 2^(score -
 /// largest), and the sum of values so weighed, [rows, width].

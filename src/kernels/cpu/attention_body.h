@@ -24,11 +24,7 @@ struct F32Cache {
 };
 struct Bf16Cache {
   static constexpr int64_t kBytes = 2;
-  static Wide Load(const std::byte* p) {
-    WideHalves h;
-    __builtin_memcpy(&h, p, sizeof h);
-    return (Wide)(__builtin_convertvector(h, WideBits) << 16);
-  }
+  static Wide Load(const std::byte* p) { return LoadWideBf16s(p); }
 };
 /// e4m3: exponent and mantissa are moved to where a float has them, and the exponent's bias made a
 /// float's. Subnormals get an exponent of their own and lose the 1 that it implies. A cache never
@@ -222,7 +218,8 @@ void ValueTile(const AttendBlock& a, TileHeight<kRows>, int64_t row, const std::
   }
 }
 
-template <class Cache, bool kFetch>
+/// The first tile of a panel fetches the next panel, the others find theirs in a near cache.
+template <class Cache>
 void AttendIn(const AttendBlock& a, const std::byte* keys, const std::byte* values,
               int64_t positions) {
   float* const scores = a.scratch;
@@ -235,7 +232,8 @@ void AttendIn(const AttendBlock& a, const std::byte* keys, const std::byte* valu
     const std::byte* const ahead = first + kKvPanel < most ? panel + key_panel : values;
     InTiles<kTileRows>(0, a.rows, [&](auto height, int64_t row) {
       if (a.seen[row + TileRows(height) - 1] <= first) return;
-      ScoreTile<Cache, kFetch>(a, height, row, panel, ahead, scores + first);
+      if (row == 0) return ScoreTile<Cache, true>(a, height, row, panel, ahead, scores + first);
+      ScoreTile<Cache, false>(a, height, row, panel, ahead, scores + first);
     });
   }
   for (int64_t r = 0; r < a.rows; ++r) {
@@ -252,7 +250,11 @@ void AttendIn(const AttendBlock& a, const std::byte* keys, const std::byte* valu
     const std::byte* const panel = values + first / kKvPanel * value_panel;
     const std::byte* const ahead = first + kKvPanel < a.width ? panel + value_panel : a.next;
     InTiles<kTileRows>(0, a.rows, [&](auto height, int64_t row) {
-      ValueTile<Cache, kFetch>(a, height, row, panel, ahead, scores, factors, a.sums.out + first);
+      float* const out = a.sums.out + first;
+      if (row == 0) {
+        return ValueTile<Cache, true>(a, height, row, panel, ahead, scores, factors, out);
+      }
+      ValueTile<Cache, false>(a, height, row, panel, ahead, scores, factors, out);
     });
   }
 }
@@ -273,22 +275,21 @@ void AttendConverted(const AttendBlock& a) {
     ToFloats<Cache>(a.values + first * a.positions * Cache::kBytes, most * kKvPanel,
                     values + first * kKvBlock);
   }
-  AttendIn<F32Cache, false>(a, reinterpret_cast<const std::byte*>(keys),
-                            reinterpret_cast<const std::byte*>(values), kKvBlock);
+  AttendIn<F32Cache>(a, reinterpret_cast<const std::byte*>(keys),
+                     reinterpret_cast<const std::byte*>(values), kKvBlock);
 }
 
 void Attend(const AttendBlock& a) {
   const bool many = a.rows > 2 * kTileRows;
   switch (a.dtype) {
     case KvDtype::kF32:
-      return many ? AttendIn<F32Cache, false>(a, a.keys, a.values, a.positions)
-                  : AttendIn<F32Cache, true>(a, a.keys, a.values, a.positions);
+      return AttendIn<F32Cache>(a, a.keys, a.values, a.positions);
     case KvDtype::kBf16:
       return many ? AttendConverted<Bf16Cache>(a)
-                  : AttendIn<Bf16Cache, true>(a, a.keys, a.values, a.positions);
+                  : AttendIn<Bf16Cache>(a, a.keys, a.values, a.positions);
     case KvDtype::kFp8:
       return many ? AttendConverted<Fp8Cache>(a)
-                  : AttendIn<Fp8Cache, true>(a, a.keys, a.values, a.positions);
+                  : AttendIn<Fp8Cache>(a, a.keys, a.values, a.positions);
   }
 }
 
