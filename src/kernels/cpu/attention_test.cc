@@ -258,6 +258,20 @@ TEST(CpuAttention, ScoresThatRiseOrFallFromBlockToBlock) {
   }
 }
 
+TEST(CpuAttention, AWeightOfAlmostNothingCounts) {
+  for (int64_t j : {3, 299}) {  // in the block of the largest score, and in the other
+    Problem p(KvDtype::kF32, 1, 300, 16);
+    std::fill(p.k.begin(), p.k.end(), 0.0f);
+    std::fill(p.v.begin(), p.v.end(), 0.0f);
+    p.q[5] = 16;
+    p.k[j * p.dim + 5] = -20;  // a score of -80
+    p.v[j * p.dim] = 1e30f;
+    for (CpuIsa isa : Isas()) {
+      ExpectTruth(p, Attend(GlueFor(isa), p, Panels(p, 0), 0, 1), std::string(NameOf(isa)));
+    }
+  }
+}
+
 TEST(CpuAttention, NanIsNotHidden) {
   for (CpuIsa isa : Isas()) {
     Problem p(KvDtype::kF32, 2, 200, 16);
