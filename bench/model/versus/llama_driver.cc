@@ -39,7 +39,7 @@ long long Nanoseconds(clockid_t clock) {
 
 class Model {
  public:
-  Model(const char* file, int threads, int context) {
+  Model(const char* file, int threads, int context, ggml_type cache) {
     llama_log_set(
         [](ggml_log_level level, const char* text, void*) {
           if (level == GGML_LOG_LEVEL_ERROR) std::fputs(text, stderr);
@@ -52,6 +52,8 @@ class Model {
     params.n_ctx = context;
     params.n_batch = context;
     params.n_threads = params.n_threads_batch = threads;
+    params.type_k = params.type_v = cache;
+    if (cache == GGML_TYPE_F32) params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
     context_ = llama_init_from_model(model_, params);
     if (context_ == nullptr) Die("no context");
     vocabulary_ = llama_vocab_n_tokens(llama_model_get_vocab(model_));
@@ -79,7 +81,7 @@ class Model {
 };
 
 int Time(const char* file, int threads, int prompt, int generated, int repetitions) {
-  Model model(file, threads, std::max(prompt, generated + 1));
+  Model model(file, threads, std::max(prompt, generated + 1), GGML_TYPE_F16);
   std::mt19937 random(1);
   Ids ids(std::max(prompt, 1));
   for (llama_token& id : ids) id = static_cast<llama_token>(random() % model.vocabulary());
@@ -108,7 +110,7 @@ int Logits(const char* file, int threads, const char* out) {
     for (std::string id; std::getline(stream, id, ',');) ids.push_back(std::stoi(id));
     longest = std::max(longest, ids.size());
   }
-  Model model(file, threads, static_cast<int>(longest));
+  Model model(file, threads, static_cast<int>(longest), GGML_TYPE_F32);
   std::FILE* to = std::fopen(out, "wb");
   if (to == nullptr) Die("the output cannot be written");
   for (Ids& ids : prompts) {

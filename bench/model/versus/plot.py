@@ -5,11 +5,12 @@ from . import figures
 
 WIDTH, PANEL, TOP, LEFT, BOTTOM = 860, 200, 54, 54, 40
 BAR, GAP = 26, 3
-STYLE = """text{font:12px system-ui,sans-serif;fill:#24292f}.small{font-size:11px;fill:#57606a}.title{font-weight:600}
+STYLE = """text{font-family:sans-serif;font-size:12px;fill:#24292f}.small{font-size:11px;fill:#57606a}.title{font-weight:600}
 .axis{stroke:#8c959f;stroke-width:1}.grid{stroke:#8c959f;stroke-opacity:.3}.limit{stroke:#cf222e;stroke-width:2;stroke-dasharray:5 3}
+.in{font-size:11px;fill:#fff}
 .p0{fill:#1f7a4d}.p1{fill:#3b7dd8}.p2{fill:#b7791f}.p3{fill:#8250df}.p4{fill:#6e7781}
 @media(prefers-color-scheme:dark){text{fill:#e6edf3}.small{fill:#9da7b3}.p0{fill:#3fb27f}.p1{fill:#6ea8fe}.p2{fill:#d9a23f}.p3{fill:#b392f0}
-.limit{stroke:#ff7b72}}"""
+.limit{stroke:#ff7b72}.in{fill:#0d1117}}"""
 
 
 def step_of(top):
@@ -23,7 +24,7 @@ def step_of(top):
 def panel(rows, programs, left, width, title):
     out = [f'<text class="title" x="{left}" y="{TOP - 12}">{escape(title)}</text>']
     groups = list(dict.fromkeys((r["point"], r["threads"]) for r in rows))
-    top = 1.05 * max(max(r["tokens_per_s"], r["limit_tokens_per_s"] or 0) for r in rows)
+    top = 1.05 * max(max(figures.speed(r), r["limit_tokens_per_s"] or 0) for r in rows)
     y = lambda value: round(TOP + PANEL * (1 - value / top), 1)
     step = step_of(top)
     for value in range(0, int(top) + 1, step):
@@ -34,9 +35,10 @@ def panel(rows, programs, left, width, title):
         chosen = [r for r in rows if (r["point"], r["threads"]) == key]
         start = middle - len(chosen) * (BAR + GAP) / 2
         for i, row in enumerate(chosen):
-            x, h = round(start + i * (BAR + GAP), 1), y(row["tokens_per_s"])
+            x, h = round(start + i * (BAR + GAP), 1), y(figures.speed(row))
             out.append(f'<rect class="p{programs.index(row["program"]) % 5}" x="{x}" y="{h}" width="{BAR}" height="{round(TOP + PANEL - h, 1)}"/>')
-            out.append(f'<text class="small" x="{x + BAR / 2}" y="{h - 3}" text-anchor="middle">{row["tokens_per_s"]:.0f}</text>')
+            kind, at = ("in", h + 13) if TOP + PANEL - h > 16 else ("small", h - 3)
+            out.append(f'<text class="{kind}" x="{x + BAR / 2:.1f}" y="{at:.1f}" text-anchor="middle">{figures.speed(row):.0f}</text>')
         limit = chosen[0]["limit_tokens_per_s"]
         if limit:
             x2 = start + len(chosen) * (BAR + GAP)

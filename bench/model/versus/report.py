@@ -20,7 +20,7 @@ def speeds(result):
             row["point"], row["threads"], row["program"], number(row["tokens_per_s"]), clean, number(row["tokens_per_cpu_s"]),
             number(row.get("ratio_wall"), 2), number(row.get("ratio_cpu"), 2),
             number(row["limit_tokens_per_s"]) if ours else "",
-            share(row["clean_tokens_per_s"] or row["tokens_per_s"], row["limit_tokens_per_s"]) if ours else "",
+            share(row["clean_tokens_per_s"], row["limit_tokens_per_s"]) if ours else "",
         ]
         yield "| " + " | ".join(map(str, cells)) + " |"
 
