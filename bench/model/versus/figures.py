@@ -27,9 +27,9 @@ def summarize(result):
     """One row a point, number of threads and program, in the order in which they were measured."""
     rows = []
     for key in dict.fromkeys((s["point"], s["threads"]) for s in result["samples"]):
-        limit = _limit(result, *key)
+        limits = _limits(result, *key)
         for program in result["programs"]:
-            rows.append(_row(result["samples"], program, *key, limit))
+            rows.append(_row(result["samples"], program, *key, limits))
     return rows
 
 
@@ -37,17 +37,23 @@ def _select(samples, program, point, threads):
     return [s for s in samples if (s["program"], s["point"], s["threads"]) == (program, point, threads)]
 
 
-def _row(samples, program, point, threads, limit):
+def _clean(sample, threads):
+    """Wall times of its clean repetitions."""
+    return [w for w, c in zip(sample["wall_s"], sample["cpu_s"]) if c >= CLEAN * threads * w]
+
+
+def _row(samples, program, point, threads, limits):
     chosen = _select(samples, program, point, threads)
     times = [(w, c) for s in chosen for w, c in zip(s["wall_s"], s["cpu_s"])]
-    clean = [w for w, c in times if c >= CLEAN * threads * w]
+    clean = [w for s in chosen for w in _clean(s, threads)]
     n = tokens_of(point)
     row = {
         "point": point, "threads": threads, "program": program, "repetitions": len(times), "clean": len(clean),
         "tokens_per_s": n / median(w for w, _ in times),
         "clean_tokens_per_s": n / median(clean) if clean else None,
         "tokens_per_cpu_s": n / median(c for _, c in times),
-        "limit_tokens_per_s": limit,
+        "limit_tokens_per_s": median(limits.values()),
+        "share": median(n / w / limits[s["round"]] for s in chosen if s["round"] in limits for w in _clean(s, threads)),
     }
     if program != OURS:
         ours = {s["round"]: s for s in _select(samples, OURS, point, threads)}
@@ -56,13 +62,13 @@ def _row(samples, program, point, threads, limit):
     return row
 
 
-def _limit(result, point, threads):
-    """Tokens a second that memory (decode) or the multipliers (prefill) allow the checkpoint's own weights."""
+def _limits(result, point, threads):
+    """By round: tokens a second that memory (decode) or the multipliers (prefill) allow the checkpoint's own weights."""
     if point.startswith("tg"):
         ours = _select(result["samples"], OURS, point, threads)
-        return median(s["read_gb_per_s"] for s in ours) * 1e9 / ours[0]["bytes_per_token"]
-    peaks = [r["gflops"].get(MULTIPLIES.get(result["isa"])) for r in result["limits"] if r["threads"] == threads]
-    return median(peaks) * 1e9 / result["flop_per_token"] if peaks and None not in peaks else None
+        return {s["round"]: s["read_gb_per_s"] * 1e9 / s["bytes_per_token"] for s in ours}
+    name = MULTIPLIES.get(result["isa"])
+    return {r["round"]: r["gflops"][name] * 1e9 / result["flop_per_token"] for r in result["limits"] if r["threads"] == threads and name in r["gflops"]}
 
 
 def compare(ours, theirs):

@@ -6,10 +6,6 @@ def number(value, digits=0, unit=""):
     return "" if value is None else f"{value:.{digits}f}{unit}"
 
 
-def share(part, whole):
-    return number(100 * part / whole, 0, " %") if part and whole else ""
-
-
 def speeds(result):
     yield "| point | threads | program | tok/s | clean tok/s (of) | tok a CPU second | Nibble / it, wall | CPU | limit, tok/s | share of it |"
     yield "|---|---|---|---|---|---|---|---|---|---|"
@@ -20,7 +16,7 @@ def speeds(result):
             row["point"], row["threads"], row["program"], number(row["tokens_per_s"]), clean, number(row["tokens_per_cpu_s"]),
             number(row.get("ratio_wall"), 2), number(row.get("ratio_cpu"), 2),
             number(row["limit_tokens_per_s"]) if ours else "",
-            share(row["clean_tokens_per_s"], row["limit_tokens_per_s"]) if ours else "",
+            number(row["share"] and 100 * row["share"], 0, " %") if ours else "",
         ]
         yield "| " + " | ".join(map(str, cells)) + " |"
 
