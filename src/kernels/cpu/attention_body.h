@@ -5,8 +5,9 @@
 // the rest of the glue this multiplies and adds in one rounding where the machine can: instruction
 // sets differ in the last bits.
 //
-// Before it is included: Native, the machine's vector, NativeSet() and NativeMultiplyAdd() on it,
-// and kTileRows x kTileWides, the vectors of sums that its registers hold.
+// Before it is included: Native, the machine's vector of floats, NativeSet() and
+// NativeMultiplyAdd() on it, NativeBytes(), which loads bytes as 32-bit integers (GCC 12 would do
+// that one by one), and kTileRows x kTileWides, the vectors of sums that its registers hold.
 
 inline Wide Set(float x) { return (Wide)NativeSet(x); }
 inline Wide MultiplyAdd(Wide a, Wide b, Wide c) {
@@ -32,9 +33,7 @@ struct Bf16Cache {
 struct Fp8Cache {
   static constexpr int64_t kBytes = 1;
   static Wide Load(const std::byte* p) {
-    WideBytes b;
-    __builtin_memcpy(&b, p, sizeof b);
-    const WideBits u = __builtin_convertvector(b, WideBits), magnitude = u & 0x7F;
+    const WideBits u = (WideBits)NativeBytes(p), magnitude = u & 0x7F;
     const WideInt subnormal = (WideInt)magnitude < 8;
     const Wide normal = (Wide)((magnitude << 20) + (120u << 23));
     const Wide shifted = (Wide)((magnitude << 20) + (121u << 23)) - 0x1p-6f;
