@@ -114,7 +114,7 @@ def prove(nibble, llama, files, types, threads):
 
 
 def measure(a, nibble, llama, files):
-    """Samples and limits of all rounds."""
+    """Yields after each round what all rounds so far have brought."""
     programs = {figures.OURS: None, **{f"llama.cpp {kind}": files.get(kind) for kind in a.types}}
     samples, limits, isa = [], [], None
     for number in range(a.rounds):
@@ -136,7 +136,7 @@ def measure(a, nibble, llama, files):
                     samples.append(sample)
                     log(f"round {number + 1} of {a.rounds}: {point}, {threads} threads, {program}: "
                         f"{n / figures.median(sample['wall_s']):.0f} tok/s, {n / figures.median(sample['cpu_s']):.0f} a CPU second")
-    return {"isa": isa, "programs": [*programs], "samples": samples, "limits": limits}
+        yield {"isa": isa, "programs": [*programs], "samples": samples, "limits": limits}
 
 
 def command_told():
@@ -155,6 +155,7 @@ def cpu_name():
 
 
 def run(a):
+    """Measures, and writes the results."""
     os.makedirs(a.work, exist_ok=True)
     load = os.getloadavg()[0]
     nibble = Nibble(os.path.abspath(a.build), "avx2" if a.avx2 else None)
@@ -169,13 +170,19 @@ def run(a):
         files.get(kind)
     proof = {} if a.no_proof else prove(nibble, llama, files, a.types, max(a.threads))
     files.drop("folded-bf16", *({"bf16"} - set(a.types)))  # 5 GB each
-    measured = measure(a, nibble, llama, files)
-    return {
+    about = {
         "date": datetime.date.today().isoformat(), "command": command_told(), "nibble": nibble.version, "peer": VERSION,
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "load_before": load, "load_after": os.getloadavg()[0]},
+        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "load_before": load},
         "checkpoint": os.path.basename(os.path.normpath(folder)), "threads": a.threads, "flop_per_token": files.checkpoint.flop_per_token(),
-        "proof": proof, **measured,
+        "proof": proof,
     }
+    for measured in measure(a, nibble, llama, files):
+        about["machine"]["load_after"] = os.getloadavg()[0]
+        result = {**about, **measured}
+        with open(a.output, "w") as file:  # a run that is broken off keeps its rounds
+            json.dump(result, file, indent=1)
+            file.write("\n")
+    return result
 
 
 def main():
@@ -185,9 +192,6 @@ def main():
             result = json.load(file)
     else:
         result = run(a)
-        with open(a.output, "w") as file:
-            json.dump(result, file, indent=1)
-            file.write("\n")
     os.makedirs(os.path.dirname(os.path.abspath(a.figure)), exist_ok=True)
     plot.draw(result, a.figure)
     print("\n".join(report.markdown(result)))
