@@ -51,6 +51,8 @@ def arguments():
     name = "versus_llama_cpp_avx2" if a.avx2 else "versus_llama_cpp"
     a.output = a.output or os.path.join(ROOT, "bench", "results", name + ".json")
     a.figure = a.figure or os.path.join(ROOT, "docs", "figures", name + ".svg")
+    if min(a.rounds, a.repetitions, *a.threads) < 1:
+        parser.error("expected at least one thread, round and repetition")
     for kind in a.types:
         if kind not in ("nvfp4", "bf16", *QUANTIZE):
             parser.error(f"type {kind!r}; known are nvfp4, bf16, {', '.join(QUANTIZE)}")
