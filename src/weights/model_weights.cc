@@ -23,15 +23,10 @@ namespace {
 
 using checkpoint::Checkpoint;
 using checkpoint::DType;
+using checkpoint::ShapeText;
 using checkpoint::TensorInfo;
 using plan::Plan;
 using plan::PlannedModule;
-
-std::string ShapeText(const std::vector<uint64_t>& shape) {
-  std::string out = "[";
-  for (size_t i = 0; i < shape.size(); ++i) out += fmt::format("{}{}", i ? "," : "", shape[i]);
-  return out + "]";
-}
 
 /// Reads what a model has besides its multiplications, and collects the packing that the rest
 /// needs.
