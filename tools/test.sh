@@ -85,12 +85,12 @@ arm_libraries() {
 }
 
 # All but apps and synth, under an emulator that takes ten to thirty times as long. Not run for that: the rules of the plan over random
-# models, which are whole numbers, and the sample's 64 tokens a prompt; the two-layer checkpoints run whole.
+# models, which are whole numbers, the sample's 64 tokens a prompt, and attention's batches over threads; the two-layer checkpoints run whole.
 aarch64() {
   arm_libraries || echo "no libraries of that machine: the encoding of text is not tested"
   local tests=(base numerics layout checkpoint text kernels kernels_reference kernels_cpu scheme plan weights engine golden)
   build aarch64 "${tests[@]/%/_test}" &&
-    env -u NIBBLE_TEST_DATA GTEST_FILTER='-OracleProperty.*:Reference.W4A16*:Cpu.W4A16*' \
+    env -u NIBBLE_TEST_DATA GTEST_FILTER='-OracleProperty.*:Reference.W4A16*:Cpu.W4A16*:HostAttention.BatchesOf*:HostAttention.ThreadsAnd*' \
       ctest --preset aarch64 -j "$(nproc)" --no-tests=error -R "^($(IFS='|' && echo "${tests[*]}"))_test$"
 }
 
