@@ -24,8 +24,8 @@ struct BenchTest {
 /// errors  kInvalidArgument naming what is no number or range, or outside [min, max]
 Result<std::vector<int64_t>> ParseNumbers(std::string_view text, int64_t min, int64_t max);
 
-/// The rows that -p, -n (each at every depth of -d) and -pg ask for, in that order. Each is as given, one text an occurrence; a
-/// pair is "512,128". A zero asks for nothing.
+/// The rows that -p, -n (each at every depth of -d) and -pg ask for, in that order. Each is as
+/// given, one text an occurrence; a pair is "512,128". A zero asks for nothing.
 /// errors  as above; kInvalidArgument where nothing is asked for
 Result<std::vector<BenchTest>> ParseBenchTests(const std::vector<std::string>& prompts,
                                                const std::vector<std::string>& generated,

@@ -4,17 +4,14 @@
 // so that a cache comes from memory. "prefill to N" is the batch of 512 rows that ends there.
 // NIBBLE_ISA lowers the best ISA; "limits" are the machine's own, measured in the same run.
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 #include <cstdlib>
-#include <cstring>
 #include <random>
+#include <string_view>
 
 #include "base/read_bandwidth.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/host_operators.h"
+#include "limits.h"
 #include "timing.h"
 
 namespace nibble::kernels {
@@ -33,47 +30,20 @@ struct Model {
 const Model kModels[] = {{"32/4/128", {32, 4, 128, 1e-6f, false}, 64},
                          {"16/2/256 gated", {16, 2, 256, 1e-6f, true}, 32}};
 
-#if defined(__x86_64__)
-constexpr int kChains = 12;
-
-__attribute__((target("avx512f"))) void MultiplyAdd512(int64_t n, float* out) {
-  __m512 sum[kChains];
-  for (auto& s : sum) s = _mm512_set1_ps(1);
-  const __m512 x = _mm512_set1_ps(out[0]);
-  for (int64_t i = 0; i < n; ++i) {
-#pragma GCC unroll 16
-    for (auto& s : sum) s = _mm512_fmadd_ps(s, x, x);
-  }
-  for (int c = 1; c < kChains; ++c) sum[0] = _mm512_add_ps(sum[0], sum[c]);
-  _mm512_storeu_ps(out, sum[0]);
-}
-
-__attribute__((target("avx2,fma"))) void MultiplyAdd256(int64_t n, float* out) {
-  __m256 sum[kChains];
-  for (auto& s : sum) s = _mm256_set1_ps(1);
-  const __m256 x = _mm256_set1_ps(out[0]);
-  for (int64_t i = 0; i < n; ++i) {
-#pragma GCC unroll 16
-    for (auto& s : sum) s = _mm256_fmadd_ps(s, x, x);
-  }
-  for (int c = 1; c < kChains; ++c) sum[0] = _mm256_add_ps(sum[0], sum[c]);
-  _mm256_storeu_ps(out, sum[0]);
-}
-
 /// fp32 multiply-adds of one thread, in registers alone.
 void BenchPeak(CpuIsa isa) {
-  constexpr int64_t kTimes = 1 << 20;
-  float out[16] = {0.5f};  // converges to 1, of normal numbers alone
-  const auto report = [&](int lanes, auto multiply_add) {
-    Report(fmt::format("{} limits, multiply-add", NameOf(isa)), 1, 15,
-           2.0 * kTimes * kChains * lanes, "GFLOP/s", [&](int) { multiply_add(kTimes, out); });
-  };
-  if (isa == CpuIsa::kAvx512) report(16, MultiplyAdd512);
-  if (isa == CpuIsa::kAvx2) report(8, MultiplyAdd256);
+  constexpr int kBursts = 64;
+  const std::string_view wanted = isa == CpuIsa::kAvx512 ? "fma_f32_zmm"
+                                  : isa == CpuIsa::kAvx2 ? "fma_f32_ymm"
+                                                         : "";
+  for (const bench::Limit& limit : bench::Limits()) {
+    if (limit.name != wanted) continue;
+    Report(fmt::format("{} limits, multiply-add", NameOf(isa)), 1, 15, kBursts * limit.operations,
+           "GFLOP/s", [&](int) {
+             for (int i = 0; i < kBursts; ++i) limit.burst();
+           });
+  }
 }
-#else
-void BenchPeak(CpuIsa) {}
-#endif
 
 void BenchRead(ThreadPool& pool) {
   if (!bench::Wanted("limits, plain read")) return;
@@ -145,15 +115,7 @@ class Bench {
 };
 
 int Main(int argc, char** argv) {
-  std::vector<int> threads;
-  for (int i = 1; i < argc; ++i) {
-    if (std::strcmp(argv[i], "--only") == 0 && i + 1 < argc) {
-      bench::only = argv[++i];
-    } else {
-      threads.push_back(std::max(1, std::atoi(argv[i])));
-    }
-  }
-  if (threads.empty()) threads = {1, AvailableCores()};
+  const std::vector<int> threads = bench::ParseThreads(argc, argv, {1, AvailableCores()});
   const auto chosen = cpu::ChooseIsa(std::getenv("NIBBLE_ISA"));
   if (!chosen) {
     fmt::print(stderr, "{}\n", chosen.error().Message());

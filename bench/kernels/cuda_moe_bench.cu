@@ -180,26 +180,6 @@ const TimedShape kTimed[] = {
     {"a", {256, 8, 2048, 512}}, {"b", {128, 8, 2048, 768}}, {"c", {128, 8, 4096, 1536}}};
 constexpr double kReadBytesPerUs = 4.392e6, kFlopPerUs = 790e6;
 
-double MedianUs(cudaGraphExec_t graph, int launches, int replays, cudaStream_t stream) {
-  cudaEvent_t begin, end;
-  BENCH_CUDA(cudaEventCreate(&begin));
-  BENCH_CUDA(cudaEventCreate(&end));
-  std::vector<double> us;
-  for (int i = 0; i < replays + 3; ++i) {
-    BENCH_CUDA(cudaEventRecord(begin, stream));
-    BENCH_CUDA(cudaGraphLaunch(graph, stream));
-    BENCH_CUDA(cudaEventRecord(end, stream));
-    BENCH_CUDA(cudaStreamSynchronize(stream));
-    float ms = 0;
-    BENCH_CUDA(cudaEventElapsedTime(&ms, begin, end));
-    if (i >= 3) us.push_back(ms * 1000.0 / launches);
-  }
-  BENCH_CUDA(cudaEventDestroy(begin));
-  BENCH_CUDA(cudaEventDestroy(end));
-  std::sort(us.begin(), us.end());
-  return us[us.size() / 2];
-}
-
 struct Timing {
   double us = 0, floor = 0;
 };
@@ -233,7 +213,7 @@ Timing Time(const Kernel& kernel, Sm90MoeParams p, const std::vector<Packed>& la
   BENCH_CUDA(cudaStreamEndCapture(stream, &graph));
   BENCH_CUDA(cudaGraphInstantiate(&exec, graph, 0));
   Timing t;
-  t.us = MedianUs(exec, launches, p.tokens >= 4096 ? 9 : 20, stream);
+  t.us = MedianUs(exec, p.tokens >= 4096 ? 9 : 20, stream) / launches;
   BENCH_CUDA(cudaGraphExecDestroy(exec));
   BENCH_CUDA(cudaGraphDestroy(graph));
   const double weights = 3.0 * s.hidden * s.intermediate;
@@ -249,7 +229,7 @@ double PackGbPerSecond(Packed& packed, const Canonical& canonical, cudaStream_t 
   packed.Pack(canonical, stream);
   BENCH_CUDA(cudaStreamEndCapture(stream, &graph));
   BENCH_CUDA(cudaGraphInstantiate(&exec, graph, 0));
-  const double us = MedianUs(exec, 1, 9, stream);
+  const double us = MedianUs(exec, 9, stream);
   BENCH_CUDA(cudaGraphExecDestroy(exec));
   BENCH_CUDA(cudaGraphDestroy(graph));
   return 2.0 * (packed.w13.size() + packed.w2.size()) / us / 1e3;

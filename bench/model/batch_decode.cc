@@ -5,23 +5,19 @@
 
 #include <fmt/core.h>
 
-#include <algorithm>
-#include <cstdlib>
 #include <vector>
 
 #include "base/stopwatch.h"
 #include "engine/engine.h"
+#include "on_threads.h"
 
 namespace nibble {
 namespace {
 
+using bench::Median;
+
 constexpr int kSizes[] = {1, 2, 4};
 constexpr int64_t kPrompt = 16;
-
-double Median(std::vector<double> v) {
-  std::sort(v.begin(), v.end());
-  return v[v.size() / 2];
-}
 
 /// Tokens a second of `batch` sequences, each `tokens` long behind a short prompt.
 Result<double> Rate(model::QwenMoe& model, int batch, bool same, int64_t tokens) {
@@ -88,18 +84,5 @@ Result<void> Measure(const std::string& dir, int threads, int64_t tokens, int ro
 }  // namespace nibble
 
 int main(int argc, char** argv) {
-  if (argc < 2) {
-    fmt::print(stderr, "usage: batch_decode DIR [TOKENS] [ROUNDS]\n");
-    return 2;
-  }
-  const int64_t tokens = argc > 2 ? std::atoll(argv[2]) : 64;
-  const int rounds = argc > 3 ? std::atoi(argv[3]) : 5;
-  for (int threads : {1, nibble::AvailableCores()}) {
-    if (auto done =
-            nibble::Measure(argv[1], threads, std::max<int64_t>(tokens, 1), std::max(rounds, 1));
-        !done) {
-      fmt::print(stderr, "batch_decode: {}\n", done.error().Message());
-      return nibble::ExitCodeOf(done.error().code);
-    }
-  }
+  return nibble::bench::OnThreads("batch_decode", argc, argv, 64, nibble::Measure);
 }

@@ -7,21 +7,16 @@
 
 #include <fmt/core.h>
 
-#include <algorithm>
-#include <cstdlib>
 #include <vector>
 
 #include "base/read_bandwidth.h"
-#include "base/thread_pool.h"
 #include "engine/engine.h"
+#include "on_threads.h"
 
 namespace nibble {
 namespace {
 
-double Median(std::vector<double> v) {
-  std::sort(v.begin(), v.end());
-  return v[v.size() / 2];
-}
+using bench::Median;
 
 Result<void> Measure(const std::string& dir, int threads, int64_t tokens, int rounds) {
   engine::EngineOptions options;
@@ -56,18 +51,5 @@ Result<void> Measure(const std::string& dir, int threads, int64_t tokens, int ro
 }  // namespace nibble
 
 int main(int argc, char** argv) {
-  if (argc < 2) {
-    fmt::print(stderr, "usage: decode_floor DIR [TOKENS] [ROUNDS]\n");
-    return 2;
-  }
-  const int64_t tokens = argc > 2 ? std::atoll(argv[2]) : 256;
-  const int rounds = argc > 3 ? std::atoi(argv[3]) : 5;
-  for (int threads : {1, nibble::AvailableCores()}) {
-    if (auto done =
-            nibble::Measure(argv[1], threads, std::max<int64_t>(tokens, 2), std::max(rounds, 1));
-        !done) {
-      fmt::print(stderr, "decode_floor: {}\n", done.error().Message());
-      return nibble::ExitCodeOf(done.error().code);
-    }
-  }
+  return nibble::bench::OnThreads("decode_floor", argc, argv, 256, nibble::Measure);
 }

@@ -8,14 +8,14 @@
 #include <random>
 
 #include "kernels/cpu/attention_truth.h"
-#include "kernels/cpu/isa.h"
+#include "kernels/cpu/glue_test_support.h"
 #include "numerics/bf16.h"
 #include "numerics/e4m3.h"
 
 namespace nibble::kernels {
 namespace {
 
-constexpr float kPoison = std::numeric_limits<float>::quiet_NaN();
+using cpu::kPoison;
 constexpr KvDtype kDtypes[] = {KvDtype::kF32, KvDtype::kBf16, KvDtype::kFp8};
 constexpr int64_t kSlots = 3, kLayers = 2, kLayer = 1;
 constexpr float kKScale = 0.037f, kVScale = 0.019f;
@@ -37,14 +37,6 @@ CpuIsa BestIsa() {
   return CpuIsa::kScalar;
 }
 
-std::vector<float> Random(int64_t n, uint64_t seed, float scale = 1) {
-  std::mt19937_64 random(seed);
-  std::normal_distribution<float> normal(0, scale);
-  std::vector<float> out(n);
-  for (float& v : out) v = normal(random);
-  return out;
-}
-
 /// Rows of a slot that a batch runs; its rows of the matrices follow each other.
 struct Part {
   int slot;
@@ -60,9 +52,9 @@ class Layer {
         glue_(cpu::GlueFor(isa)),
         pool_(threads),
         attention_(in_double, glue_, pool_),
-        q_norm_(Random(config.shape.head_dim, 1, 2)),
-        k_norm_(Random(config.shape.head_dim, 2)),
-        angles_(Random(config.frequencies, 3)) {
+        q_norm_(cpu::RandomNormal(config.shape.head_dim, 1, 2)),
+        k_norm_(cpu::RandomNormal(config.shape.head_dim, 2)),
+        angles_(cpu::RandomNormal(config.frequencies, 3)) {
     kv_.layers = kLayers;
     kv_.slots = kSlots;
     kv_.capacity = config.capacity;
@@ -73,7 +65,7 @@ class Layer {
     kv_.v_scales = {1, kVScale};
     EXPECT_TRUE(attention_.Allocate(kv_).ok());
     for (int slot = 0; slot < kSlots; ++slot) {
-      rows_.push_back(Random(config.capacity * config.shape.qkv_width(), 10 + slot));
+      rows_.push_back(cpu::RandomNormal(config.capacity * config.shape.qkv_width(), 10 + slot));
     }
     for (int slot = 0; slot < kSlots; ++slot) CacheOf(slot);
     poison_ = true;

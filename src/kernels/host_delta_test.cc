@@ -6,7 +6,7 @@
 #include <cstring>
 #include <random>
 
-#include "kernels/cpu/isa.h"
+#include "kernels/cpu/glue_test_support.h"
 
 namespace nibble::kernels {
 namespace {
@@ -29,25 +29,17 @@ struct Parameters {
   }
 };
 
-std::vector<float> Random(int64_t n, uint64_t seed, float scale) {
-  std::mt19937_64 random(seed);
-  std::normal_distribution<float> normal(0, scale);
-  std::vector<float> out(n);
-  for (float& v : out) v = normal(random);
-  return out;
-}
-
 class Layer {
  public:
   explicit Layer(DeltaForm form, int threads = 2, const DeltaShape& shape = kShape)
       : shape_(shape),
         pool_(threads),
         delta_(form, cpu::GlueFor(CpuIsa::kScalar), pool_),
-        input_(Random(kTokens * shape.in_width(), 5, 1)) {
-    parameters_.conv = Random(shape.taps * shape.channels(), 1, 0.5f);
-    parameters_.a_log = Random(shape.v_heads, 2, 0.5f);
-    parameters_.dt_bias = Random(shape.v_heads, 3, 0.5f);
-    parameters_.norm = Random(shape.v_dim, 4, 1);
+        input_(cpu::RandomNormal(kTokens * shape.in_width(), 5, 1)) {
+    parameters_.conv = cpu::RandomNormal(shape.taps * shape.channels(), 1, 0.5f);
+    parameters_.a_log = cpu::RandomNormal(shape.v_heads, 2, 0.5f);
+    parameters_.dt_bias = cpu::RandomNormal(shape.v_heads, 3, 0.5f);
+    parameters_.norm = cpu::RandomNormal(shape.v_dim, 4, 1);
     EXPECT_TRUE(delta_.Allocate({1, kSlots, 8, shape}).ok());
   }
 

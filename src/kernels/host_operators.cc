@@ -23,6 +23,21 @@ cpu::CpuKernels ChooseKernels(CpuIsa isa, bool batch_invariant) {
   return kernels;
 }
 
+/// The top_k largest of p, falling, equal ones by lower index; returns their sum. p is as before.
+float TakeLargest(float* p, int64_t n, int top_k, int32_t* ids, float* values) {
+  float sum = 0;
+  for (int j = 0; j < top_k; ++j) {
+    int64_t best = 0;
+    for (int64_t e = 1; e < n; ++e) best = p[e] > p[best] ? e : best;
+    ids[j] = static_cast<int32_t>(best);
+    values[j] = p[best];
+    sum += p[best];
+    p[best] = -1;  // below every probability
+  }
+  for (int j = 0; j < top_k; ++j) p[ids[j]] = values[j];
+  return sum;
+}
+
 }  // namespace
 
 HostOperators::HostOperators(Backend glue, CpuIsa isa, ThreadPool& pool, bool batch_invariant)
@@ -105,8 +120,7 @@ void HostOperators::RmsNorm(Matrix x, Vector w, float eps, Matrix out) {
 }
 
 void HostOperators::Linear(const PreparedLinear& linear, Matrix x, Matrix y) {
-  const std::string_view first = linear.shards[0].name;
-  const auto timed = times_.Time("linear", first.substr(first.rfind('.') + 1));
+  const auto timed = times_.Time("linear", linear.shards[0].name);
   constexpr int kMaxShards = 8;
   const PreparedLinearShard* shards[kMaxShards];
   int64_t columns[kMaxShards];
@@ -173,25 +187,6 @@ void HostOperators::Attention(const AttentionShape& shape, int64_t layer,
   Note(attention_.Run({shape, layer, sequences, q_norm, k_norm, Floats(rope_table),
                        rope_table.cols / 2, Floats(qkv), Floats(out)}));
 }
-
-namespace {
-
-/// The top_k largest of p, falling, equal ones by lower index; returns their sum. p is as before.
-float TakeLargest(float* p, int64_t n, int top_k, int32_t* ids, float* values) {
-  float sum = 0;
-  for (int j = 0; j < top_k; ++j) {
-    int64_t best = 0;
-    for (int64_t e = 1; e < n; ++e) best = p[e] > p[best] ? e : best;
-    ids[j] = static_cast<int32_t>(best);
-    values[j] = p[best];
-    sum += p[best];
-    p[best] = -1;  // below every probability
-  }
-  for (int j = 0; j < top_k; ++j) p[ids[j]] = values[j];
-  return sum;
-}
-
-}  // namespace
 
 /// From the logits of rows first … last-1, at p, to their probabilities and their experts.
 void HostOperators::ChooseExperts(int64_t first, int64_t last, int64_t n, bool renormalize,

@@ -48,7 +48,8 @@ class OperatorTimes {
     on_ = false;
     return std::move(times_);
   }
-  /// `detail` tells calls of one operator apart; both must outlive the span.
+  /// `detail` tells calls of one operator apart: of a module's name the last part. Both must outlive
+  /// the span.
   [[nodiscard]] Span Time(std::string_view name, std::string_view detail = {}) {
     return {on_ ? this : nullptr, name, detail};
   }
@@ -56,7 +57,7 @@ class OperatorTimes {
  private:
   void Add(std::string_view name, std::string_view detail, std::chrono::duration<double> took) {
     std::string full(name);
-    if (!detail.empty()) full.append(" ").append(detail);
+    if (!detail.empty()) full.append(" ").append(detail.substr(detail.rfind('.') + 1));
     for (OperatorTime& t : times_) {
       if (t.name != full) continue;
       ++t.calls;

@@ -8,6 +8,7 @@
 
 #include "numerics/fp8.h"
 #include "numerics/nvfp4.h"
+#include "refusals.h"
 
 namespace nibble::bench {
 namespace {
@@ -305,16 +306,7 @@ int CheckLinearRefusals(const LinearKernel& kernel) {
       {"FP8 by 128 on another weight",
        [](Sm90LinearParams& p) { p.shard[0].input = Sm90Input::kFp8Group; }},
   };
-  int accepted = 0;
-  for (const auto& c : cases) {
-    Sm90LinearParams p = good;
-    c.spoil(p);
-    const Result<void> result = kernel.launch(p, nullptr);
-    if (!result && result.error().code == ErrorCode::kInvalidArgument) continue;
-    ++accepted;
-    std::printf("FAIL %s is not refused by %s\n", c.what, kernel.name);
-  }
-  return accepted;
+  return CountAccepted(kernel, good, cases);
 }
 
 }  // namespace nibble::bench

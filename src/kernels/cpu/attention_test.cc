@@ -13,31 +13,14 @@
 #include "base/arena.h"
 #include "kernels/cpu/attention_truth.h"
 #include "kernels/cpu/glue.h"
-#include "kernels/cpu/isa.h"
+#include "kernels/cpu/glue_test_support.h"
 #include "numerics/bf16.h"
 #include "numerics/e4m3.h"
 
 namespace nibble::kernels::cpu {
 namespace {
 
-constexpr float kPoison = std::numeric_limits<float>::quiet_NaN();
 constexpr KvDtype kDtypes[] = {KvDtype::kF32, KvDtype::kBf16, KvDtype::kFp8};
-
-std::vector<CpuIsa> Isas() {
-  std::vector<CpuIsa> out;
-  for (CpuIsa isa : {CpuIsa::kScalar, CpuIsa::kAvx2, CpuIsa::kAvx512}) {
-    if (HasIsa(isa)) out.push_back(isa);
-  }
-  return out;
-}
-
-std::vector<float> Random(int64_t n, uint64_t seed, float scale = 1) {
-  std::mt19937_64 random(seed);
-  std::normal_distribution<float> normal(0, scale);
-  std::vector<float> out(n);
-  for (float& v : out) v = normal(random);
-  return out;
-}
 
 int64_t RoundUpTo(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -69,9 +52,9 @@ struct Problem {
         rows(n_rows),
         n(positions),
         dim(head_dim),
-        q(Random(n_rows * head_dim, seed)),
-        k(Random(positions * head_dim, seed + 1, 1.5f)),
-        v(Random(positions * head_dim, seed + 2, 2)) {
+        q(RandomNormal(n_rows * head_dim, seed)),
+        k(RandomNormal(positions * head_dim, seed + 1, 1.5f)),
+        v(RandomNormal(positions * head_dim, seed + 2, 2)) {
     for (auto* cached : {&k, &v}) {
       for (float& x : *cached) x = Cached(type, x);
     }
@@ -184,7 +167,7 @@ TEST(CpuAttention, FollowsDoubleOverEveryKindOfCache) {
       const Problem p(dtype, c.rows, c.n, c.dim, static_cast<uint64_t>(c.rows * 7 + c.n));
       for (const int64_t slack : {0, 3}) {
         const Panels panels(p, slack);
-        for (CpuIsa isa : Isas()) {
+        for (CpuIsa isa : GlueIsas()) {
           ExpectTruth(p, Attend(GlueFor(isa), p, panels, 0, p.rows),
                       std::string(NameOf(isa)) + " " + std::string(NameOf(dtype)) + " n " +
                           std::to_string(c.n) + " dim " + std::to_string(c.dim));
@@ -198,7 +181,7 @@ TEST(CpuAttention, CompanyAndOrderChangeNoBit) {
   for (const KvDtype dtype : kDtypes) {
     const Problem p(dtype, 61, 300, 70);
     const Panels panels(p, 1);
-    for (CpuIsa isa : Isas()) {
+    for (CpuIsa isa : GlueIsas()) {
       const GlueKernels& glue = GlueFor(isa);
       const auto whole = Attend(glue, p, panels, 0, p.rows);
       EXPECT_EQ(Attend(glue, p, panels, 0, p.rows, Order::kMerged), whole) << NameOf(isa);
@@ -216,7 +199,7 @@ TEST(CpuAttention, CompanyAndOrderChangeNoBit) {
 }
 
 TEST(CpuAttention, OneScoreAboveAllOthersTakesItsValue) {
-  for (CpuIsa isa : Isas()) {
+  for (CpuIsa isa : GlueIsas()) {
     for (int64_t top : {0, 5, 127, 128, 255, 299}) {
       Problem p(KvDtype::kF32, 1, 300, 16);
       std::fill(p.q.begin(), p.q.end(), 0.0f);
@@ -231,7 +214,7 @@ TEST(CpuAttention, OneScoreAboveAllOthersTakesItsValue) {
 }
 
 TEST(CpuAttention, EqualScoresGiveTheMean) {
-  for (CpuIsa isa : Isas()) {
+  for (CpuIsa isa : GlueIsas()) {
     for (const float score : {0.0f, 30.0f, -3e4f}) {
       Problem p(KvDtype::kF32, 2, 333, 16);
       for (float& q : p.q) q = score;
@@ -252,7 +235,7 @@ TEST(CpuAttention, ScoresThatRiseOrFallFromBlockToBlock) {
     Problem p(KvDtype::kF32, 3, 700, 32);
     for (int64_t j = 0; j < p.n; ++j) p.k[j * p.dim] = step * static_cast<float>(j);
     for (int64_t r = 0; r < p.rows; ++r) p.q[r * p.dim] = 4;
-    for (CpuIsa isa : Isas()) {
+    for (CpuIsa isa : GlueIsas()) {
       ExpectTruth(p, Attend(GlueFor(isa), p, Panels(p, 0), 0, 3), std::string(NameOf(isa)));
     }
   }
@@ -266,14 +249,14 @@ TEST(CpuAttention, AWeightOfAlmostNothingCounts) {
     p.q[5] = 16;
     p.k[j * p.dim + 5] = -20;  // a score of -80
     p.v[j * p.dim] = 1e30f;
-    for (CpuIsa isa : Isas()) {
+    for (CpuIsa isa : GlueIsas()) {
       ExpectTruth(p, Attend(GlueFor(isa), p, Panels(p, 0), 0, 1), std::string(NameOf(isa)));
     }
   }
 }
 
 TEST(CpuAttention, NanIsNotHidden) {
-  for (CpuIsa isa : Isas()) {
+  for (CpuIsa isa : GlueIsas()) {
     Problem p(KvDtype::kF32, 2, 200, 16);
     p.k[150 * p.dim + 2] = kPoison;
     for (float v : Attend(GlueFor(isa), p, Panels(p, 0), 0, 2)) {
@@ -289,7 +272,7 @@ TEST(CpuAttention, AnFp8CacheReadsEveryCode) {
       const auto code = static_cast<uint8_t>(first + i);
       p.v[i] = IsNanE4m3(code) ? 0 : DecodeE4m3(code);
     }
-    for (CpuIsa isa : Isas()) {
+    for (CpuIsa isa : GlueIsas()) {
       EXPECT_EQ(Attend(GlueFor(isa), p, Panels(p, 0), 0, 1), p.v) << NameOf(isa) << first;
     }
   }
@@ -327,7 +310,7 @@ std::vector<float> HardToRound() {
 TEST(CpuAttention, TheCacheKeepsWhatItsTypeSays) {
   const auto x = HardToRound();
   const auto n = static_cast<int64_t>(x.size());
-  for (CpuIsa isa : Isas()) {
+  for (CpuIsa isa : GlueIsas()) {
     for (const float scale : {1.0f, 0.37f}) {
       std::vector<float> f32(x.size(), kPoison);
       std::vector<uint16_t> bf16(x.size());
@@ -348,8 +331,8 @@ TEST(CpuAttention, TheCacheKeepsWhatItsTypeSays) {
 
 TEST(CpuAttention, Multiplied) {
   for (int64_t n : {1, 15, 16, 33, 128}) {
-    const auto x = Random(n, 4);
-    for (CpuIsa isa : Isas()) {
+    const auto x = RandomNormal(n, 4);
+    for (CpuIsa isa : GlueIsas()) {
       std::vector<float> out(n + 1, kPoison);
       GlueFor(isa).multiplied(x.data(), n, 0.3f, out.data());
       for (int64_t i = 0; i < n; ++i) EXPECT_EQ(out[i], x[i] * 0.3f);

@@ -9,22 +9,13 @@
 #include <vector>
 
 #include "kernels/cpu/glue.h"
-#include "kernels/cpu/isa.h"
+#include "kernels/cpu/glue_test_support.h"
 #include "kernels/reference/delta_rule.h"
 
 namespace nibble::kernels::cpu {
 namespace {
 
-constexpr float kPoison = std::numeric_limits<float>::quiet_NaN();
 constexpr double kEps = 0x1p-24;
-
-std::vector<CpuIsa> Isas() {
-  std::vector<CpuIsa> out;
-  for (CpuIsa isa : {CpuIsa::kScalar, CpuIsa::kAvx2, CpuIsa::kAvx512}) {
-    if (HasIsa(isa)) out.push_back(isa);
-  }
-  return out;
-}
 
 struct Case {
   int64_t n, k_dim, v_dim, heads;
@@ -186,11 +177,11 @@ TEST(Delta, ChunksFollowTheRecurrenceInDouble) {
     const Problem problem(c);
     const auto wanted = problem.Truth(), bounds = problem.Bounds();
     std::vector<float> first;
-    for (CpuIsa isa : Isas()) {
+    for (CpuIsa isa : GlueIsas()) {
       const auto got = problem.InChunks(GlueFor(isa));
       if (first.empty()) first = got;
       EXPECT_EQ(0, std::memcmp(first.data(), got.data(), got.size() * sizeof(float)))
-          << NameOf(isa) << " differs from " << NameOf(Isas()[0]);
+          << NameOf(isa) << " differs from " << NameOf(GlueIsas()[0]);
     }
     for (size_t i = 0; i < first.size(); ++i) {
       if (std::isnan(wanted[i])) {
@@ -207,7 +198,7 @@ TEST(Delta, ChunksFollowTheRecurrenceInDouble) {
 TEST(Delta, RowByRowStaysWithinTheSameBounds) {
   const Problem problem({150, 128, 64, 2, -0.05});
   const auto wanted = problem.Truth(), bounds = problem.Bounds();
-  for (CpuIsa isa : Isas()) {
+  for (CpuIsa isa : GlueIsas()) {
     const GlueKernels& glue = GlueFor(isa);
     std::vector<float> o(problem.c.n * problem.o_stride, kPoison), s = problem.states;
     for (int64_t h = 0; h < problem.c.heads; ++h) {
@@ -238,7 +229,7 @@ TEST(Delta, Gates) {
   const float extremes[] = {0, -0.0f, 20, 25, 80, 1e4f, -20, -60, -1e4f, 1e-6f};
   for (size_t i = 0; i < std::size(extremes); ++i) a[i] = b[i] = extremes[i];
   std::vector<float> first;
-  for (CpuIsa isa : Isas()) {
+  for (CpuIsa isa : GlueIsas()) {
     std::vector<float> out = b;
     out.resize(2 * kN, kPoison);
     GlueFor(isa).delta_gates(a.data(), rate.data(), kN, out.data(), out.data() + kN);

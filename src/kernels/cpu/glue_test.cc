@@ -10,30 +10,12 @@
 #include <random>
 #include <vector>
 
-#include "kernels/cpu/isa.h"
+#include "kernels/cpu/glue_test_support.h"
 #include "kernels/reference/delta_rule.h"
 #include "kernels/reference/reference.h"
 
 namespace nibble::kernels::cpu {
 namespace {
-
-constexpr float kPoison = std::numeric_limits<float>::quiet_NaN();
-
-std::vector<CpuIsa> Isas() {
-  std::vector<CpuIsa> out;
-  for (CpuIsa isa : {CpuIsa::kScalar, CpuIsa::kAvx2, CpuIsa::kAvx512}) {
-    if (HasIsa(isa)) out.push_back(isa);
-  }
-  return out;
-}
-
-std::vector<float> Random(int64_t n, uint64_t seed, float scale = 1) {
-  std::mt19937_64 random(seed);
-  std::normal_distribution<float> normal(0, scale);
-  std::vector<float> out(n);
-  for (float& v : out) v = normal(random);
-  return out;
-}
 
 double Sigmoid(double v) { return 1 / (1 + std::exp(-v)); }
 
@@ -41,11 +23,11 @@ double Sigmoid(double v) { return 1 / (1 + std::exp(-v)); }
 template <class Body>
 std::vector<float> OnEveryIsa(Body body) {
   std::vector<float> first;
-  for (CpuIsa isa : Isas()) {
+  for (CpuIsa isa : GlueIsas()) {
     const std::vector<float> out = body(GlueFor(isa));
     if (first.empty()) first = out;
     EXPECT_EQ(0, std::memcmp(first.data(), out.data(), out.size() * sizeof(float)))
-        << NameOf(isa) << " differs from " << NameOf(Isas()[0]);
+        << NameOf(isa) << " differs from " << NameOf(GlueIsas()[0]);
   }
   return first;
 }
@@ -70,7 +52,7 @@ TEST(Glue, ReferenceAttentionByHand) {
 
 TEST(Glue, RotatesHalves) {
   for (int64_t frequencies : {1, 7, 16, 21, 64}) {
-    const auto x = Random(2 * frequencies + 1, 15), angles = Random(frequencies, 16, 3);
+    const auto x = RandomNormal(2 * frequencies + 1, 15), angles = RandomNormal(frequencies, 16, 3);
     std::vector<float> cosines, sines;
     for (float a : angles) {
       cosines.push_back(std::cos(a));
@@ -93,7 +75,7 @@ TEST(Glue, RotatesHalves) {
 
 TEST(Glue, SigmoidGates) {
   for (int64_t n : {1, 15, 16, 33, 128}) {
-    const auto x = Random(n, 5), gate = Random(n, 6, 9), y = Random(n, 7);
+    const auto x = RandomNormal(n, 5), gate = RandomNormal(n, 6, 9), y = RandomNormal(n, 7);
     const auto product = OnEveryIsa([&](const GlueKernels& glue) {
       auto out = x;
       glue.mul_sigmoid(out.data(), gate.data(), n);
@@ -121,7 +103,7 @@ TEST(Glue, CausalConvolution) {
   for (int64_t n : {1, 16, 50, 192}) {
     for (int64_t taps : {1, 2, 4}) {
       const int64_t channels = kBefore + n + kBehind;
-      const auto w = Random(taps * channels, 8), u = Random(taps * channels, 9);
+      const auto w = RandomNormal(taps * channels, 8), u = RandomNormal(taps * channels, 9);
       std::vector<const float*> rows;
       for (int64_t j = 0; j < taps; ++j) rows.push_back(u.data() + j * channels);
       const auto got = OnEveryIsa([&](const GlueKernels& glue) {
@@ -146,7 +128,7 @@ TEST(Glue, CausalConvolution) {
 
 TEST(Glue, UnitLength) {
   for (int64_t n : {1, 16, 37, 128}) {
-    const auto x = Random(n, 10);
+    const auto x = RandomNormal(n, 10);
     const auto got = OnEveryIsa([&](const GlueKernels& glue) {
       auto out = x;
       glue.unit_length(out.data(), n, 0.25f);
@@ -169,15 +151,15 @@ TEST(Glue, DeltaRuleRowByRow) {
   };
   for (const Case& c : {Case{1, 16, 4}, Case{5, 64, 64}, Case{9, 37, 11}, Case{40, 128, 128}}) {
     const int64_t stride = 2 * c.k_dim + c.v_dim;
-    auto qkv = Random(c.n * stride, 11);
+    auto qkv = RandomNormal(c.n * stride, 11);
     for (int64_t i = 0; i < c.n; ++i) {
       GlueFor(CpuIsa::kScalar).unit_length(qkv.data() + i * stride, c.k_dim, 0.3f);
       GlueFor(CpuIsa::kScalar).unit_length(qkv.data() + i * stride + c.k_dim, c.k_dim, 1);
     }
-    auto g = Random(c.n, 12), beta = Random(c.n, 13);
+    auto g = RandomNormal(c.n, 12), beta = RandomNormal(c.n, 13);
     for (float& v : g) v = -std::abs(v);
     for (float& v : beta) v = static_cast<float>(Sigmoid(v));
-    const auto state = Random(c.v_dim * c.k_dim, 14);
+    const auto state = RandomNormal(c.v_dim * c.k_dim, 14);
 
     const auto tokens = [&](auto* q, auto* gates, auto* betas, auto* o) {
       using T = std::remove_pointer_t<decltype(o)>;
@@ -217,7 +199,8 @@ TEST(Glue, DotsOfEveryNumberOfRowsAreThoseOfOneAlone) {
   for (int64_t n : {1, 15, 16, 33, 100, 2048}) {
     constexpr int64_t kTokens = 7, kRows = 6, kStride = kRows + 1;
     const int64_t ldx = n + 3;
-    const std::vector<float> x = Random(kTokens * ldx, 5), values = Random(kRows * n, 6);
+    const std::vector<float> x = RandomNormal(kTokens * ldx, 5),
+                             values = RandomNormal(kRows * n, 6);
     std::vector<uint8_t> w(2 * values.size() + 1);  // from an odd address on
     for (size_t i = 0; i < values.size(); ++i) {
       const Bf16 rounded = ToBf16(values[i]);
