@@ -277,8 +277,9 @@ void ExpertsCall::UpUnit(int64_t active, int64_t first_strip, int thread) {
   for (int64_t t = 0; t < count; t += kBlockTokens) {
     float g[kBlockTokens * kBlockStride], u[kBlockTokens * kBlockStride];
     const int64_t n = std::min<int64_t>(kBlockTokens, count - t);
-    if (gated_) gates.Multiply(x_rows_ + first + t, gate_form, n, gate_factor, g, kBlockStride);
+    // In the order in which they said what comes next.
     ups.Multiply(x_rows_ + up_shard * pairs_ + first + t, up_form, n, up_factor, u, kBlockStride);
+    if (gated_) gates.Multiply(x_rows_ + first + t, gate_form, n, gate_factor, g, kBlockStride);
     for (int64_t i = 0; i < n; ++i) {
       std::byte* row = packed_h_ + (first + t + i) * HBytes();
       float* kept = h_ + (first + t + i) * e_.intermediate + first_strip * kStripRows;
