@@ -107,7 +107,7 @@ class Generation {
     for (int64_t start = 0; start < n; start += plan::kMaxBatchTokens) {
       const int64_t rows = std::min(plan::kMaxBatchTokens, n - start), last = rows - 1;
       const kernels::SequenceRows sequence{0, 0, rows, start};
-      NIBBLE_CHECK_OK(model_.Forward(prompt.subspan(start, rows), {&sequence, 1}));
+      model_.Forward(prompt.subspan(start, rows), {&sequence, 1});
       const bool final = start + rows == n;
       if (final) {
         const std::span<float> logits(logits_.data(), vocab_);
@@ -120,7 +120,7 @@ class Generation {
       std::vector<int32_t> next(prompt.begin() + start + 1,
                                 prompt.begin() + std::min(start + rows + 1, n));
       if (final) next.push_back(out_.ids.back());
-      NIBBLE_CHECK_OK(model_.Draft(next, {&sequence, 1}));
+      model_.Draft(next, {&sequence, 1});
       if (final) NIBBLE_CHECK_OK(DraftAfter(last, n - 1));
     }
     position_ = n;
@@ -141,7 +141,7 @@ class Generation {
     ids.insert(ids.end(), drafts_.begin(), drafts_.begin() + drafted);
     const auto rows = static_cast<int64_t>(ids.size());
     kernels::SequenceRows sequence{0, 0, rows, position_, draft_tokens_ > 0};
-    NIBBLE_CHECK_OK(model_.Forward(ids, {&sequence, 1}));
+    model_.Forward(ids, {&sequence, 1});
     std::vector<int64_t> all(rows);
     for (int64_t i = 0; i < rows; ++i) all[i] = i;
     NIBBLE_CHECK_OK(model_.Logits(all, std::span(logits_).first(rows * vocab_)));
@@ -158,7 +158,7 @@ class Generation {
       std::vector<int32_t> next(ids.begin() + 1, ids.begin() + 1 + accepted);
       next.push_back(out_.ids.back());
       sequence.n_rows = accepted + 1;
-      NIBBLE_CHECK_OK(model_.Draft(next, {&sequence, 1}));
+      model_.Draft(next, {&sequence, 1});
       NIBBLE_CHECK_OK(DraftAfter(accepted, position_ + accepted));
     }
     position_ += accepted + 1;
@@ -174,7 +174,7 @@ class Generation {
       if (i > 0) {
         if (++position >= model_.context()) break;
         const kernels::SequenceRows sequence{0, 0, 1, position};
-        NIBBLE_CHECK_OK(model_.Draft({&drafts_.back(), 1}, {&sequence, 1}));
+        model_.Draft({&drafts_.back(), 1}, {&sequence, 1});
       }
       NIBBLE_CHECK_OK(model_.Logits({&row, 1}, logits));
       drafts_.push_back(ArgMax(logits.first(sampler_.drawable())));

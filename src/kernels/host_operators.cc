@@ -70,11 +70,16 @@ Result<void> HostOperators::Finish() {
   return status;
 }
 
-Result<Matrix> HostOperators::Allocate(int64_t rows, int64_t cols) {
+Result<Matrix> HostOperators::Allocate(int64_t rows, int64_t cols, Element element) {
   NIBBLE_TRY(HugeBuffer buffer,
              HugeBuffer::Allocate(static_cast<size_t>(rows * cols) * sizeof(float)));
   buffers_.push_back(std::move(buffer));
-  return Matrix{buffers_.back().data(), rows, cols};
+  return Matrix{buffers_.back().data(), rows, cols, element};
+}
+
+Result<Vector> HostOperators::AllocateVector(std::span<const float> values) {
+  vectors_.emplace_back(values.begin(), values.end());
+  return Vector{vectors_.back().data(), static_cast<int64_t>(values.size())};
 }
 
 Result<Routing> HostOperators::AllocateRouting(int64_t rows, int top_k) {
@@ -98,11 +103,18 @@ void HostOperators::ForRows(int64_t rows, int64_t work_a_row,
   }
 }
 
-void HostOperators::Embed(const CanonicalBf16& table, std::span<const int32_t> ids, Matrix out) {
+bool HostOperators::Begin(StepKind, std::span<const int32_t> ids,
+                          std::span<const SequenceRows> sequences) {
+  ids_ = ids;
+  sequences_ = sequences;
+  return true;
+}
+
+void HostOperators::Embed(const CanonicalBf16& table, Matrix out) {
   const auto timed = times_.Time("embed");
-  for (size_t t = 0; t < ids.size(); ++t) {
-    NIBBLE_CHECK(ids[t] >= 0 && ids[t] < table.n, "token id outside the embedding");
-    ops_.from_bf16(table.data + 2 * ids[t] * table.k, table.k, Floats(out) + t * table.k);
+  for (size_t t = 0; t < ids_.size(); ++t) {
+    NIBBLE_CHECK(ids_[t] >= 0 && ids_[t] < table.n, "token id outside the embedding");
+    ops_.from_bf16(table.data + 2 * ids_[t] * table.k, table.k, Floats(out) + t * table.k);
   }
 }
 
@@ -151,6 +163,13 @@ void HostOperators::Add(Matrix x, Matrix y) {
   });
 }
 
+void HostOperators::AddRmsNorm(Matrix x, Matrix y, const SharedExpert& shared, Vector w, float eps,
+                               Matrix out) {
+  if (shared.gate.data != nullptr) AddSharedExpert(shared.gate, shared.in, shared.out, y);
+  Add(x, y);
+  RmsNorm(x, w, eps, out);
+}
+
 void HostOperators::SiluMul(Matrix gate_up, Matrix out) {
   const auto timed = times_.Time("silu_mul");
   if (glue_ == Backend::kReference) {
@@ -165,10 +184,9 @@ void HostOperators::SiluMul(Matrix gate_up, Matrix out) {
   });
 }
 
-void HostOperators::RopeTable(Vector frequencies, std::span<const SequenceRows> sequences,
-                              Matrix table) {
+void HostOperators::RopeTable(Vector frequencies, Matrix table) {
   const auto timed = times_.Time("rope_table");
-  for (const SequenceRows& s : sequences) {
+  for (const SequenceRows& s : sequences_) {
     for (int64_t i = 0; i < s.n_rows; ++i) {
       float* row = Floats(table) + (s.first_row + i) * table.cols;
       for (int64_t f = 0; f < frequencies.n; ++f) {
@@ -180,11 +198,10 @@ void HostOperators::RopeTable(Vector frequencies, std::span<const SequenceRows> 
   }
 }
 
-void HostOperators::Attention(const AttentionShape& shape, int64_t layer,
-                              std::span<const SequenceRows> sequences, Vector q_norm, Vector k_norm,
-                              Matrix rope_table, Matrix qkv, Matrix out) {
+void HostOperators::Attention(const AttentionShape& shape, int64_t layer, Vector q_norm,
+                              Vector k_norm, Matrix rope_table, Matrix qkv, Matrix out) {
   const auto timed = times_.Time("attention");
-  Note(attention_.Run({shape, layer, sequences, q_norm, k_norm, Floats(rope_table),
+  Note(attention_.Run({shape, layer, sequences_, q_norm, k_norm, Floats(rope_table),
                        rope_table.cols / 2, Floats(qkv), Floats(out)}));
 }
 
@@ -260,11 +277,10 @@ void HostOperators::Experts(const PreparedExperts& experts, Matrix x, const Rout
   }
 }
 
-void HostOperators::DeltaNet(const DeltaShape&, int64_t layer,
-                             std::span<const SequenceRows> sequences,
-                             const DeltaParameters& parameters, Matrix in, Matrix out) {
+void HostOperators::DeltaNet(const DeltaShape&, int64_t layer, const DeltaParameters& parameters,
+                             Matrix in, Matrix out) {
   const auto timed = times_.Time("delta_net");
-  for (const SequenceRows& rows : sequences) {
+  for (const SequenceRows& rows : sequences_) {
     delta_.Run(layer, rows, parameters, Floats(in), Floats(out));
   }
 }

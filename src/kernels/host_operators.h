@@ -11,7 +11,6 @@
 #include "kernels/cpu/scratch.h"
 #include "kernels/host_attention.h"
 #include "kernels/host_delta.h"
-#include "kernels/operator_times.h"
 #include "kernels/operators.h"
 #include "kernels/reference/reference.h"
 
@@ -37,28 +36,30 @@ class HostOperators : public Operators {
   HostOperators(Backend glue, CpuIsa isa, ThreadPool& pool, bool batch_invariant = false);
 
   void Observe(HostObserver observer);
-  OperatorTimes& times() { return times_; }
 
-  Result<Matrix> Allocate(int64_t rows, int64_t cols) override;
+  Result<Matrix> Allocate(int64_t rows, int64_t cols,
+                          Element element = Element::kActivation) override;
+  Result<Vector> AllocateVector(std::span<const float> values) override;
   Result<Routing> AllocateRouting(int64_t rows, int top_k) override;
   Result<void> AllocateKv(const KvShape& shape) override;
   Result<void> AllocateRecurrent(const RecurrentShape& shape) override;
-  void Embed(const CanonicalBf16& table, std::span<const int32_t> ids, Matrix out) override;
+  bool Begin(StepKind kind, std::span<const int32_t> ids,
+             std::span<const SequenceRows> sequences) override;
+  void End() override {}
+  void Embed(const CanonicalBf16& table, Matrix out) override;
   void RmsNorm(Matrix x, Vector w, float eps, Matrix out) override;
   void Linear(const PreparedLinear& linear, Matrix x, Matrix y) override;
-  void Add(Matrix x, Matrix y) override;
+  void AddRmsNorm(Matrix x, Matrix y, const SharedExpert& shared, Vector w, float eps,
+                  Matrix out) override;
   void SiluMul(Matrix gate_up, Matrix out) override;
-  void RopeTable(Vector frequencies, std::span<const SequenceRows> sequences,
-                 Matrix table) override;
-  void Attention(const AttentionShape& shape, int64_t layer,
-                 std::span<const SequenceRows> sequences, Vector q_norm, Vector k_norm,
+  void RopeTable(Vector frequencies, Matrix table) override;
+  void Attention(const AttentionShape& shape, int64_t layer, Vector q_norm, Vector k_norm,
                  Matrix rope_table, Matrix qkv, Matrix out) override;
-  void DeltaNet(const DeltaShape& shape, int64_t layer, std::span<const SequenceRows> sequences,
-                const DeltaParameters& parameters, Matrix in, Matrix out) override;
+  void DeltaNet(const DeltaShape& shape, int64_t layer, const DeltaParameters& parameters,
+                Matrix in, Matrix out) override;
   void Keep(int slot, int64_t rows) override;
   void Route(const CanonicalBf16& router, Matrix x, bool renormalize, Routing routing) override;
   void Experts(const PreparedExperts& experts, Matrix x, const Routing& routing, Matrix y) override;
-  void AddSharedExpert(const CanonicalBf16& gate, Matrix x, Matrix shared, Matrix y) override;
   void Concat(Matrix a, Matrix b, Matrix out) override;
   void WriteMatrix(std::span<const float> from, Matrix to) override;
   void WriteRouting(std::span<const int32_t> experts, std::span<const float> weights,
@@ -67,7 +68,11 @@ class HostOperators : public Operators {
   void CopyRow(Matrix x, int64_t from, Matrix y, int64_t to) override;
   Result<void> Finish() override;
 
+  /// y[t] += sigmoid(gate . x[t]) * shared[t]
+  void AddSharedExpert(const CanonicalBf16& gate, Matrix x, Matrix shared, Matrix y);
+
  private:
+  void Add(Matrix x, Matrix y);
   void Note(Result<void> status);
   void ForRows(int64_t rows, int64_t work_a_row,
                FunctionRef<void(int64_t first, int64_t last, int thread)> body);
@@ -82,8 +87,10 @@ class HostOperators : public Operators {
   cpu::Scratch scratch_;
   reference::Context reference_;
   HostObserver observer_;
-  OperatorTimes times_;
   std::vector<HugeBuffer> buffers_;
+  std::vector<std::vector<float>> vectors_;
+  std::span<const int32_t> ids_;  // the step's
+  std::span<const SequenceRows> sequences_;
   HostAttention attention_;
   HostDelta delta_;
   std::vector<float> probabilities_;  // router scratch [rows * experts]

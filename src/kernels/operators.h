@@ -6,18 +6,25 @@
 #include <vector>
 
 #include "base/error.h"
+#include "kernels/operator_times.h"
 #include "layout/prepared.h"
 
 namespace nibble::kernels {
 
-/// A block of activations [rows, cols], contiguous, in the memory and element type of the operators
-/// that made it (host: fp32). The model hands these about and never looks inside.
+enum class Element : uint8_t {
+  kActivation,  // what goes from operator to operator: fp32 on a host, bf16 with CUDA
+  kFloat,       // fp32 everywhere: the residual stream, logits, RoPE tables
+};
+
+/// A block [rows, cols], contiguous, in the memory of the operators that made it. The model hands
+/// these about and never looks inside.
 struct Matrix {
   void* data = nullptr;
   int64_t rows = 0, cols = 0;
+  Element element = Element::kActivation;
 
   /// The first n rows.
-  Matrix Top(int64_t n) const { return {data, n, cols}; }
+  Matrix Top(int64_t n) const { return {data, n, cols, element}; }
 };
 
 /// Small fp32 parameters (norm weights, RoPE frequencies) in the operators' memory.
@@ -96,6 +103,15 @@ struct Routing {
   int top_k = 0;
 };
 
+/// What a layer's shared expert adds: sigmoid(gate . in[t]) * out[t]. No gate: there is none.
+struct SharedExpert {
+  CanonicalBf16 gate = {};  // [1, H]
+  Matrix in, out;           // [T, H]
+};
+
+/// What a step runs: steps of one kind make the same calls.
+enum class StepKind : uint8_t { kForward, kDraft };
+
 /// Everything a model's forward pass is made of. An architecture is written once against this list;
 /// the host and CUDA each implement it. Calls run in order (CUDA: on one stream). Shapes are the
 /// caller's promise. What can fail on the way (scratch memory, a launch) is kept and told by
@@ -107,7 +123,10 @@ class Operators {
 
   /// Uninitialised activations that live as long as the operators. errors kOutOfMemory, naming the
   /// bytes.
-  virtual Result<Matrix> Allocate(int64_t rows, int64_t cols) = 0;
+  virtual Result<Matrix> Allocate(int64_t rows, int64_t cols,
+                                  Element element = Element::kActivation) = 0;
+  /// A copy of `values` that lives as long.
+  virtual Result<Vector> AllocateVector(std::span<const float> values) = 0;
   virtual Result<Routing> AllocateRouting(int64_t rows, int top_k) = 0;
   /// The KV cache, once. Slots are written before they are read: what a recycled one held is never
   /// seen.
@@ -116,29 +135,36 @@ class Operators {
   /// held.
   virtual Result<void> AllocateRecurrent(const RecurrentShape& shape) = 0;
 
-  /// out[t, :] = table[ids[t], :]; ids are in [0, table rows).
-  virtual void Embed(const CanonicalBf16& table, std::span<const int32_t> ids, Matrix out) = 0;
+  /// Begins a step over these tokens; False where the operators have recorded the calls of a step of
+  /// this kind and shape and repeat them: then none is to be made. `ids` and `sequences` must live
+  /// until End(), which ends the step and does not wait for it.
+  virtual bool Begin(StepKind kind, std::span<const int32_t> ids,
+                     std::span<const SequenceRows> sequences) = 0;
+  virtual void End() = 0;
+
+  /// out[t, :] = table[ids[t], :] of the step's ids, which are in [0, table rows).
+  virtual void Embed(const CanonicalBf16& table, Matrix out) = 0;
   /// out = x / sqrt(mean(x^2) + eps) * w, by rows.
   virtual void RmsNorm(Matrix x, Vector w, float eps, Matrix out) = 0;
   /// y[:, c] for every shard's columns, side by side.
   virtual void Linear(const PreparedLinear& linear, Matrix x, Matrix y) = 0;
-  /// x += y
-  virtual void Add(Matrix x, Matrix y) = 0;
+  /// x += y, and what a shared expert adds; then out = x / sqrt(mean(x^2) + eps) * w, by rows. out may
+  /// be shared.in.
+  virtual void AddRmsNorm(Matrix x, Matrix y, const SharedExpert& shared, Vector w, float eps,
+                          Matrix out) = 0;
   /// out = silu(gate_up[:, :I]) * gate_up[:, I:]
   virtual void SiluMul(Matrix gate_up, Matrix out) = 0;
 
-  /// table[t, :] = cos(p_t f_0 …), sin(p_t f_0 …) of the batch's positions: [rows, 2 *
+  /// table[t, :] = cos(p_t f_0 …), sin(p_t f_0 …) of the step's positions: [rows, 2 *
   /// frequencies].
-  virtual void RopeTable(Vector frequencies, std::span<const SequenceRows> sequences,
-                         Matrix table) = 0;
+  virtual void RopeTable(Vector frequencies, Matrix table) = 0;
   /// Over qkv [rows, q|k|v]: q and k normalised per head (RMS, times q_norm / k_norm), then rotated
   /// in halves by the table (its first dimensions alone, where the table is narrower); k and v
   /// stored in the cache; o = softmax(q k^T / sqrt(head_dim)) v over each row's own and earlier
   /// positions; gated: times sigmoid(gate). Query head j reads kv head j / (n_heads / n_kv_heads).
   /// What qkv holds afterwards is not said.
   /// `layer` counts the layers that have a cache.
-  virtual void Attention(const AttentionShape& shape, int64_t layer,
-                         std::span<const SequenceRows> sequences, Vector q_norm, Vector k_norm,
+  virtual void Attention(const AttentionShape& shape, int64_t layer, Vector q_norm, Vector k_norm,
                          Matrix rope_table, Matrix qkv, Matrix out) = 0;
 
   /// Over in [rows, q|k|v|z|b|a], per sequence in order: c = silu(causal convolution of q|k|v); q
@@ -146,8 +172,7 @@ class Operators {
   /// softplus(a + dt_bias); S <- e^g S; S <- S + beta (v - S k) k^T; o = S q; out = RMS(o) * norm *
   /// silu(z) per value head. Value head h reads key head h / (v_heads / k_heads). `layer` counts
   /// the layers that have a state.
-  virtual void DeltaNet(const DeltaShape& shape, int64_t layer,
-                        std::span<const SequenceRows> sequences, const DeltaParameters& parameters,
+  virtual void DeltaNet(const DeltaShape& shape, int64_t layer, const DeltaParameters& parameters,
                         Matrix in, Matrix out) = 0;
   /// Of the tentative rows that slot's last batch ran, the first `rows` stay and the others never
   /// were. (A cache needs no telling: what lies behind a sequence's end is overwritten.)
@@ -160,9 +185,6 @@ class Operators {
   /// does not depend on the other rows.
   virtual void Experts(const PreparedExperts& experts, Matrix x, const Routing& routing,
                        Matrix y) = 0;
-
-  /// y[t] += sigmoid(gate . x[t]) * shared[t]
-  virtual void AddSharedExpert(const CanonicalBf16& gate, Matrix x, Matrix shared, Matrix y) = 0;
 
   /// out[t] = a[t] | b[t]
   virtual void Concat(Matrix a, Matrix b, Matrix out) = 0;
@@ -177,6 +199,11 @@ class Operators {
 
   /// Waits for everything issued so far; the first error since the last Finish().
   virtual Result<void> Finish() = 0;
+
+  OperatorTimes& times() { return times_; }
+
+ protected:
+  OperatorTimes times_;
 };
 
 }  // namespace nibble::kernels

@@ -8,6 +8,7 @@
 
 #include "layout/canonical.h"
 #include "layout/cpu_tile.h"
+#include "layout/hopper_tile.h"
 #include "layout/moe_quant_config.h"
 #include "layout/words.h"
 
@@ -16,9 +17,31 @@ namespace nibble {
 // Weights as the kernel that the plan chose wants them. Made by weights/, read by kernels/; plain
 // data that owns no storage.
 
+/// A matrix [n, k] in a Hopper device's memory: HopperLinearLayout(n, k) of its format.
+struct HopperMatrix {
+  HopperFormat format = HopperFormat::kBf16;
+  int64_t n = 0, k = 0;
+  const uint8_t* data = nullptr;
+  GroupShape group = {};          // kFp8: what shares a scale
+  const float* scales = nullptr;  // by channel: [n]; by block: [ceil(n/128), ceil(k/128)]
+};
+
+/// Whose gscales of x are equal: then x is quantized once for them.
+enum class GscaleSharing : uint8_t { kLayer, kExpert, kNone };
+
+/// A layer's NVFP4 experts in a Hopper device's memory (kernels/cuda/sm90_moe.h); no w2: they are
+/// not there.
+struct HopperExperts {
+  const uint8_t *w13 = nullptr, *w2 = nullptr;
+  const float *g1 = nullptr, *g2 = nullptr;                // [E, shards], [E]
+  const float *a1_gscale = nullptr, *a2_gscale = nullptr;  // W4A4: the same shapes
+  GscaleSharing sharing = GscaleSharing::kLayer;           // of a1_gscale
+};
+
 /// One weight matrix in the form its backend reads.
 using PreparedWeight = std::variant<CanonicalWeight,  // REFERENCE: straight from the file
-                                    PackedMatrix>;    // CPU: tiles, or what they are made of
+                                    PackedMatrix,     // CPU: tiles, or what they are made of
+                                    HopperMatrix>;    // HOPPER
 
 /// One linear of a fused group (q, k and v share an input; each keeps its own kernel and its own
 /// scales).
@@ -48,6 +71,7 @@ struct PreparedExperts {
   Activation activation = Activation::kSilu;
   int64_t n_experts = 0, hidden = 0, intermediate = 0;
   std::vector<PreparedWeight> gate, up, down;  // [n_experts] each: [I,H], [I,H], [H,I]
+  HopperExperts hopper;  // HOPPER's, made of those, which stay views of the file
   MoeQuantConfig quant;
 };
 

@@ -10,13 +10,8 @@ namespace nibble::model {
 using checkpoint::Mixer;
 using kernels::Matrix;
 using kernels::SequenceRows;
+using kernels::SharedExpert;
 using kernels::Vector;
-
-namespace {
-
-Vector VectorOf(const std::vector<float>& v) { return {v.data(), static_cast<int64_t>(v.size())}; }
-
-}  // namespace
 
 Result<QwenMoe> QwenMoe::Create(const checkpoint::ModelConfig& config,
                                 const weights::ModelWeights& weights, kernels::Operators& operators,
@@ -30,15 +25,17 @@ Result<QwenMoe> QwenMoe::Create(const checkpoint::ModelConfig& config,
                   config.attention_gate};
   m.delta_ = {config.delta_k_heads, config.delta_v_heads, config.delta_k_dim,
               config.delta_v_dim,   config.delta_conv,    config.rms_eps};
+  std::vector<float> frequencies;
   for (int i = 0; i < config.rotary_dim / 2; ++i) {
-    m.frequencies_.push_back(
+    frequencies.push_back(
         static_cast<float>(std::pow(config.rope_theta, -2.0 * i / config.rotary_dim)));
   }
+  NIBBLE_TRY(m.frequencies_, operators.AllocateVector(frequencies));
   const int64_t rows = std::min(plan::kMaxBatchTokens, limits.context);
-  NIBBLE_TRY(m.residual_, operators.Allocate(rows, config.hidden));
+  NIBBLE_TRY(m.residual_, operators.Allocate(rows, config.hidden, kernels::Element::kFloat));
   NIBBLE_TRY(m.normed_, operators.Allocate(rows, config.hidden));
   NIBBLE_TRY(m.mixed_, operators.Allocate(rows, config.hidden));
-  NIBBLE_TRY(m.rope_, operators.Allocate(rows, config.rotary_dim));
+  NIBBLE_TRY(m.rope_, operators.Allocate(rows, config.rotary_dim, kernels::Element::kFloat));
   NIBBLE_TRY(m.qkv_, operators.Allocate(rows, m.attention_.qkv_width()));
   NIBBLE_TRY(m.attended_, operators.Allocate(rows, m.attention_.out_width()));
   if (config.LayersOf(Mixer::kDeltaNet) > 0) {
@@ -62,7 +59,7 @@ Result<QwenMoe> QwenMoe::Create(const checkpoint::ModelConfig& config,
     NIBBLE_TRY(m.routing_, operators.AllocateRouting(rows, config.top_k));
   }
   NIBBLE_TRY(m.last_, operators.Allocate(kLogitRows, config.hidden));
-  NIBBLE_TRY(m.logits_, operators.Allocate(kLogitRows, config.vocab));
+  NIBBLE_TRY(m.logits_, operators.Allocate(kLogitRows, config.vocab, kernels::Element::kFloat));
   NIBBLE_CHECK_OK(m.AllocateState(limits));
   return m;
 }
@@ -88,86 +85,87 @@ Result<void> QwenMoe::AllocateState(const ModelLimits& limits) {
   return ops_->AllocateRecurrent({recurrent, limits.slots, limits.tentative_rows, delta_});
 }
 
-void QwenMoe::Attention(const weights::AttentionWeights& w, int64_t cache,
-                        std::span<const SequenceRows> sequences, int64_t rows) {
+void QwenMoe::Attention(const weights::AttentionWeights& w, int64_t cache, int64_t rows) {
   ops_->Linear(w.qkv, normed_.Top(rows), qkv_.Top(rows));
-  ops_->Attention(attention_, cache, sequences, VectorOf(w.q_norm), VectorOf(w.k_norm),
-                  rope_.Top(rows), qkv_.Top(rows), attended_.Top(rows));
+  ops_->Attention(attention_, cache, w.q_norm.vector(), w.k_norm.vector(), rope_.Top(rows),
+                  qkv_.Top(rows), attended_.Top(rows));
   ops_->Linear(w.o, attended_.Top(rows), mixed_.Top(rows));
 }
 
-void QwenMoe::DeltaNet(const weights::DeltaWeights& w, int64_t state,
-                       std::span<const SequenceRows> sequences, int64_t rows) {
+void QwenMoe::DeltaNet(const weights::DeltaWeights& w, int64_t state, int64_t rows) {
   ops_->Linear(w.in, normed_.Top(rows), delta_in_.Top(rows));
-  ops_->DeltaNet(delta_, state, sequences,
-                 {VectorOf(w.conv), VectorOf(w.a_log), VectorOf(w.dt_bias), VectorOf(w.norm)},
+  ops_->DeltaNet(delta_, state,
+                 {w.conv.vector(), w.a_log.vector(), w.dt_bias.vector(), w.norm.vector()},
                  delta_in_.Top(rows), delta_out_.Top(rows));
   ops_->Linear(w.out, delta_out_.Top(rows), mixed_.Top(rows));
 }
 
-/// mixed = the MLP or the experts over normed.
-void QwenMoe::FeedForward(const weights::LayerWeights& w, int64_t rows) {
+/// mixed = the MLP or the experts over normed; what a shared expert has to add besides.
+SharedExpert QwenMoe::FeedForward(const weights::LayerWeights& w, int64_t rows) {
   const Matrix normed = normed_.Top(rows), mixed = mixed_.Top(rows);
+  const bool shared = w.shared_gate.data != nullptr;
   if (w.is_moe) {
     ops_->Route(w.router, normed, config_->norm_topk_prob, routing_);
     ops_->Experts(w.experts, normed, routing_, mixed);
-    if (w.shared_gate.data == nullptr) return;
+    if (!shared) return {};
   }
   const Matrix gate_up{gate_up_.data, rows, w.gate_up.n}, mlp{mlp_.data, rows, w.down.k};
   ops_->Linear(w.gate_up, normed, gate_up);
   ops_->SiluMul(gate_up, mlp);
-  if (!w.is_moe) return ops_->Linear(w.down, mlp, mixed);
-  ops_->Linear(w.down, mlp, shared_.Top(rows));
-  ops_->AddSharedExpert(w.shared_gate, normed, shared_.Top(rows), mixed);
+  ops_->Linear(w.down, mlp, shared ? shared_.Top(rows) : mixed);
+  if (!shared) return {};
+  return {w.shared_gate, normed, shared_.Top(rows)};
 }
 
-/// `index` counts the layers of w's mixer.
-void QwenMoe::Layer(const weights::LayerWeights& w, int64_t index,
-                    std::span<const SequenceRows> sequences, int64_t rows) {
-  const Matrix x = residual_.Top(rows);
-  ops_->RmsNorm(x, VectorOf(w.input_norm), config_->rms_eps, normed_.Top(rows));
+/// From the layer's normed input to `next` of its output: the residual's norm under the next layer's
+/// weight. `index` counts the layers of w's mixer.
+void QwenMoe::Layer(const weights::LayerWeights& w, int64_t index, int64_t rows, Vector next) {
+  const Matrix x = residual_.Top(rows), normed = normed_.Top(rows), mixed = mixed_.Top(rows);
   if (w.mixer == Mixer::kAttention) {
-    Attention(w.attention, index, sequences, rows);
+    Attention(w.attention, index, rows);
   } else {
-    DeltaNet(w.delta, index, sequences, rows);
+    DeltaNet(w.delta, index, rows);
   }
-  ops_->Add(x, mixed_.Top(rows));
-  ops_->RmsNorm(x, VectorOf(w.post_attention_norm), config_->rms_eps, normed_.Top(rows));
-  FeedForward(w, rows);
-  ops_->Add(x, mixed_.Top(rows));
+  ops_->AddRmsNorm(x, mixed, {}, w.post_attention_norm.vector(), config_->rms_eps, normed);
+  const SharedExpert shared = FeedForward(w, rows);
+  ops_->AddRmsNorm(x, mixed, shared, next, config_->rms_eps, normed);
 }
 
-Result<void> QwenMoe::Forward(std::span<const int32_t> ids,
-                              std::span<const SequenceRows> sequences) {
+void QwenMoe::Forward(std::span<const int32_t> ids, std::span<const SequenceRows> sequences) {
   const int64_t rows = static_cast<int64_t>(ids.size());
   NIBBLE_CHECK(rows > 0 && rows <= residual_.rows, "a batch larger than the workspace");
-  ops_->Embed(weights_->embedding, ids, residual_.Top(rows));
-  ops_->RopeTable(VectorOf(frequencies_), sequences, rope_.Top(rows));
-  int64_t caches = 0, states = 0;
-  for (const weights::LayerWeights& w : weights_->layers) {
-    Layer(w, w.mixer == Mixer::kAttention ? caches++ : states++, sequences, rows);
-  }
-  ops_->RmsNorm(residual_.Top(rows), VectorOf(weights_->final_norm), config_->rms_eps,
+  if (!ops_->Begin(kernels::StepKind::kForward, ids, sequences)) return;
+  ops_->Embed(weights_->embedding, residual_.Top(rows));
+  ops_->RopeTable(frequencies_, rope_.Top(rows));
+  const auto& layers = weights_->layers;
+  ops_->RmsNorm(residual_.Top(rows), layers[0].input_norm.vector(), config_->rms_eps,
                 normed_.Top(rows));
-  return ops_->Finish();
+  int64_t caches = 0, states = 0;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const Vector next = i + 1 < layers.size() ? layers[i + 1].input_norm.vector()
+                                              : weights_->final_norm.vector();
+    Layer(layers[i], layers[i].mixer == Mixer::kAttention ? caches++ : states++, rows, next);
+  }
+  ops_->End();
 }
 
-Result<void> QwenMoe::Draft(std::span<const int32_t> ids, std::span<const SequenceRows> sequences) {
+void QwenMoe::Draft(std::span<const int32_t> ids, std::span<const SequenceRows> sequences) {
   const int64_t rows = static_cast<int64_t>(ids.size());
   NIBBLE_CHECK(weights_->mtp && rows > 0 && rows <= residual_.rows,
                "drafting without an MTP module, or a batch larger than the workspace");
+  if (!ops_->Begin(kernels::StepKind::kDraft, ids, sequences)) return;
   const weights::MtpWeights& w = *weights_->mtp;
   const float eps = config_->rms_eps;
   const Matrix x = residual_.Top(rows), normed = normed_.Top(rows), mixed = mixed_.Top(rows);
-  ops_->Embed(weights_->embedding, ids, mixed);
-  ops_->RmsNorm(mixed, VectorOf(w.embedding_norm), eps, x);
-  ops_->RmsNorm(normed, VectorOf(w.hidden_norm), eps, mixed);
-  ops_->Concat(x, mixed, pair_.Top(rows));
+  ops_->Embed(weights_->embedding, mixed);
+  ops_->RmsNorm(mixed, w.embedding_norm.vector(), eps, mixed);
+  ops_->RmsNorm(normed, w.hidden_norm.vector(), eps, normed);
+  ops_->Concat(mixed, normed, pair_.Top(rows));
   ops_->Linear(w.fc, pair_.Top(rows), x);
-  ops_->RopeTable(VectorOf(frequencies_), sequences, rope_.Top(rows));
-  Layer(w.layer, config_->LayersOf(Mixer::kAttention), sequences, rows);
-  ops_->RmsNorm(x, VectorOf(w.norm), eps, normed);
-  return ops_->Finish();
+  ops_->RopeTable(frequencies_, rope_.Top(rows));
+  ops_->RmsNorm(x, w.layer.input_norm.vector(), eps, normed);
+  Layer(w.layer, config_->LayersOf(Mixer::kAttention), rows, w.norm.vector());
+  ops_->End();
 }
 
 void QwenMoe::Keep(int slot, int64_t rows) {

@@ -23,7 +23,7 @@ struct ModelLimits {
 ///                   experts or a dense SwiGLU MLP;
 ///   Qwen3.5/3.6-MoE the same attention behind an output gate in every fourth layer, gated DeltaNet
 ///                   in the others, and a shared expert beside the routed ones; an MTP module.
-/// The residual stream is the operators' activation type: fp32 on a CPU.
+/// The residual stream and logits are fp32.
 /// threads  one caller at a time
 class QwenMoe {
  public:
@@ -38,15 +38,14 @@ class QwenMoe {
   /// rows.
   /// needs   ids in [0, vocab); positions inside the context; a sequence's earlier positions
   ///         already run
-  Result<void> Forward(std::span<const int32_t> ids,
-                       std::span<const kernels::SequenceRows> sequences);
+  /// Does not wait: what went wrong is told by Logits.
+  void Forward(std::span<const int32_t> ids, std::span<const kernels::SequenceRows> sequences);
 
   /// The MTP module over rows of the last Forward or Draft, row i with token ids[i]: of a Forward
   /// the token that follows row i's, of a Draft the one that it drafted. Row i's position is the
   /// target's (arXiv 2412.19437 section 2.2, as Qwen3.5 has it: the hidden state is the one behind
   /// the final norm). Logits are then those of the token after ids[i].
-  Result<void> Draft(std::span<const int32_t> ids,
-                     std::span<const kernels::SequenceRows> sequences);
+  void Draft(std::span<const int32_t> ids, std::span<const kernels::SequenceRows> sequences);
 
   /// The logits [rows.size(), vocab] of rows of the last Forward or Draft.
   Result<void> Logits(std::span<const int64_t> rows, std::span<float> out);
@@ -64,19 +63,16 @@ class QwenMoe {
 
  private:
   Result<void> AllocateState(const ModelLimits& limits);
-  void Attention(const weights::AttentionWeights& w, int64_t cache,
-                 std::span<const kernels::SequenceRows> sequences, int64_t rows);
-  void DeltaNet(const weights::DeltaWeights& w, int64_t state,
-                std::span<const kernels::SequenceRows> sequences, int64_t rows);
-  void FeedForward(const weights::LayerWeights& w, int64_t rows);
-  void Layer(const weights::LayerWeights& w, int64_t index,
-             std::span<const kernels::SequenceRows> sequences, int64_t rows);
+  void Attention(const weights::AttentionWeights& w, int64_t cache, int64_t rows);
+  void DeltaNet(const weights::DeltaWeights& w, int64_t state, int64_t rows);
+  kernels::SharedExpert FeedForward(const weights::LayerWeights& w, int64_t rows);
+  void Layer(const weights::LayerWeights& w, int64_t index, int64_t rows, kernels::Vector next);
 
   const checkpoint::ModelConfig* config_ = nullptr;
   const weights::ModelWeights* weights_ = nullptr;
   kernels::Operators* ops_ = nullptr;
   int64_t context_ = 0;
-  std::vector<float> frequencies_;
+  kernels::Vector frequencies_;
   kernels::AttentionShape attention_;
   kernels::DeltaShape delta_;
   kernels::Matrix residual_, normed_, mixed_;  // [T, hidden]

@@ -227,10 +227,11 @@ Result<void> Loader::ReadDelta(const std::string& p, DeltaWeights& out) {
   const auto taps = static_cast<uint64_t>(c.delta_conv);
   NIBBLE_TRY(out.in, ReadLinear(p, {"in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"}));
   NIBBLE_TRY(const std::vector<float> conv, ReadVector(p + "conv1d.weight", {channels, 1, taps}));
-  out.conv.resize(conv.size());
+  std::vector<float> by_tap(conv.size());
   for (uint64_t i = 0; i < channels; ++i) {
-    for (uint64_t j = 0; j < taps; ++j) out.conv[j * channels + i] = conv[i * taps + j];
+    for (uint64_t j = 0; j < taps; ++j) by_tap[j * channels + i] = conv[i * taps + j];
   }
+  out.conv = std::move(by_tap);
   NIBBLE_TRY(out.a_log, ReadVector(p + "A_log", {heads}));
   NIBBLE_TRY(out.dt_bias, ReadVector(p + "dt_bias", {heads}));
   // The one norm of the family that is not zero-centred.

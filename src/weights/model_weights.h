@@ -1,7 +1,9 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -9,13 +11,33 @@
 #include "base/arena.h"
 #include "base/thread_pool.h"
 #include "checkpoint/checkpoint.h"
+#include "kernels/cuda/cuda.h"
+#include "kernels/operators.h"
 #include "layout/prepared.h"
 #include "plan/plan.h"
 
 namespace nibble::weights {
 
+/// Small fp32 parameters, and where the operators find them.
+class Parameters {
+ public:
+  Parameters() = default;
+  Parameters(std::vector<float> values) : values_(std::move(values)) {}
+
+  std::span<const float> values() const { return values_; }
+  kernels::Vector vector() const {
+    return {elsewhere_ ? elsewhere_ : values_.data(), static_cast<int64_t>(values_.size())};
+  }
+  /// A copy in the operators' memory, that will outlive this.
+  void Place(const float* elsewhere) { elsewhere_ = elsewhere; }
+
+ private:
+  std::vector<float> values_;
+  const float* elsewhere_ = nullptr;
+};
+
 struct AttentionWeights {
-  std::vector<float> q_norm, k_norm;  // [head_dim]
+  Parameters q_norm, k_norm;  // [head_dim]
   PreparedLinear qkv;                 // [q | k | v]; gated: q is [query | gate] a head
   PreparedLinear o;
   float k_scale = 1, v_scale = 1;  // of an FP8 KV cache
@@ -23,16 +45,16 @@ struct AttentionWeights {
 
 struct DeltaWeights {
   PreparedLinear in;                  // [q | k | v | z | b | a]
-  std::vector<float> conv;            // [taps, channels]
-  std::vector<float> a_log, dt_bias;  // [v_heads]
-  std::vector<float> norm;            // [v_dim]
+  Parameters conv;            // [taps, channels]
+  Parameters a_log, dt_bias;  // [v_heads]
+  Parameters norm;            // [v_dim]
   PreparedLinear out;
 };
 
 /// A decoder layer's weights as its kernels want them. Norm weights are what their norm multiplies
 /// by: a zero-centred one's 1 is in it.
 struct LayerWeights {
-  std::vector<float> input_norm, post_attention_norm;  // [hidden]
+  Parameters input_norm, post_attention_norm;  // [hidden]
   checkpoint::Mixer mixer = checkpoint::Mixer::kAttention;
   AttentionWeights attention;
   DeltaWeights delta;
@@ -47,8 +69,8 @@ struct LayerWeights {
 
 /// The multi-token prediction module: a layer over [embedding | hidden state].
 struct MtpWeights {
-  std::vector<float> embedding_norm, hidden_norm, norm;  // [hidden]
-  PreparedLinear fc;                                     // [hidden, 2 * hidden]
+  Parameters embedding_norm, hidden_norm, norm;  // [hidden]
+  PreparedLinear fc;                             // [hidden, 2 * hidden]
   LayerWeights layer;
 };
 
@@ -56,11 +78,12 @@ struct MtpWeights {
 struct ModelWeights {
   CanonicalBf16 embedding;  // [vocab, hidden]
   std::vector<LayerWeights> layers;
-  std::vector<float> final_norm;
+  Parameters final_norm;
   PreparedLinear head;  // [vocab, hidden]
   std::optional<MtpWeights> mtp;
 
   HugeBuffer arena;                          // holds every packed matrix, and FP8's scales
+  std::unique_ptr<cuda::DeviceArena> device;  // on a GPU: holds everything above
   std::vector<std::string> ignored_tensors;  // activation scales that the label forbids; never read
   std::vector<std::string> unused_tensors;   // of parts that are not run: vision towers, MTP
 };

@@ -104,7 +104,7 @@ class NoisyOperators : public kernels::HostOperators {
  public:
   NoisyOperators(Backend glue, CpuIsa isa, ThreadPool& pool, double size)
       : HostOperators(glue, isa, pool), size_(size) {}
-  void Embed(const CanonicalBf16& table, std::span<const int32_t> ids,
+  void Embed(const CanonicalBf16& table,
              kernels::Matrix out) override;
   uint64_t seed = 0;
 

@@ -53,6 +53,7 @@ struct Sm90MoeShape {
   Sm90Activation activation = Sm90Activation::kSilu;
   Sm90Precision precision = Sm90Precision::kBf16;
 
+  bool operator==(const Sm90MoeShape&) const = default;
   constexpr bool gated() const { return activation != Sm90Activation::kRelu2; }
   constexpr int shards() const { return gated() ? 2 : 1; }
 };
