@@ -3,10 +3,11 @@
 #include <cstddef>
 
 #include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/launch.h"
 #include "kernels/cuda/sm90_moe.h"
 #include "layout/hopper_tile.h"
 
-// What the Hopper launch functions share. Plain C++, but for the launch itself.
+// What the Hopper launch functions share. Plain C++.
 
 namespace nibble::cuda {
 
@@ -22,26 +23,6 @@ Result<void> CheckSm90Moe(const Sm90MoeParams& params, int max_tokens);
 constexpr HopperLayout W13LayoutOf(const Sm90MoeShape& shape) {
   return shape.gated() ? HopperW13Layout(shape.hidden, shape.intermediate)
                        : HopperW1Layout(shape.hidden, shape.intermediate);
-}
-
-/// Launches a kernel that may start before the one ahead of it has ended (programmatic dependent
-/// launch): it waits for that end itself.
-template <class Args>
-Result<void> LaunchDependent(void (*kernel)(Args), dim3 grid, int threads, const Args& args,
-                             cudaStream_t stream, size_t shared_bytes = 0) {
-  cudaLaunchAttribute dependent{};
-  dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  dependent.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
-  config.attrs = &dependent;
-  config.numAttrs = 1;
-  void* arguments[] = {const_cast<Args*>(&args)};
-  NIBBLE_CUDA_TRY(cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), arguments));
-  return {};
 }
 
 }  // namespace nibble::cuda
