@@ -7,13 +7,16 @@
 #include "nibble/error.h"
 #include "numerics/bf16.h"
 
-// The small operators between matrix products. Rows are contiguous and 16-byte aligned, columns a
-// multiple of 8 up to 16384; arithmetic is fp32, bits of a row depend on that row alone. Every kernel
-// waits for the one ahead before it reads or writes, and lets the next one start only then: whatever
-// starts later finds everything ahead of this kernel's predecessor done.
+// The small operators between matrix products. Rows are contiguous and 16-byte aligned; columns are a
+// multiple of 8, to kNormMaxCols where a row is summed over, else to 2^17. Arithmetic is fp32, bits of a
+// row depend on that row alone. Every kernel waits for the one ahead before it reads or writes, and lets
+// the next one start only then: whatever starts later finds everything ahead of this kernel's
+// predecessor done.
 // errors of all launches   kInvalidArgument (shapes, pointers), kDevice
 
 namespace nibble::cuda {
+
+inline constexpr int kNormMaxCols = 8192;
 
 enum class Element : uint8_t { kF32, kBf16 };
 

@@ -10,6 +10,8 @@
 
 namespace nibble::cuda {
 
+inline constexpr int kRouteExperts = 512, kRouteHidden = 8192;  // at most
+
 /// p = softmax over all experts of x W^T (bf16 operands, fp32 sums), the top_k largest by falling
 /// weight, equal ones by lower index; divided by their sum if renormalize.
 struct RouteParams {

@@ -2,14 +2,11 @@
 
 #include <cstdint>
 
-// The PTX instructions that the Hopper kernels use, one function each. Shared-memory addresses are
-// 32-bit offsets in the shared window.
+#include "kernels/cuda/ptx.cuh"
+
+// The PTX instructions of Hopper alone, one function each; ptx.cuh has the others.
 
 namespace nibble::cuda {
-
-__device__ __forceinline__ uint32_t SharedAddress(const void* p) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
 
 // --- mbarrier ---
 
@@ -89,27 +86,6 @@ __device__ __forceinline__ uint4 LoadRelaxed(const void* p) {
 __device__ __forceinline__ void StoreRelaxed(void* p, uint32_t low, uint32_t high) {
   const uint64_t v = static_cast<uint64_t>(high) << 32 | low;
   asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(p), "l"(v) : "memory");
-}
-
-// --- programmatic dependent launch ---
-
-/// Waits until the kernel before this one has finished and its writes are visible.
-__device__ __forceinline__ void WaitForPreviousKernel() {
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-}
-__device__ __forceinline__ void LetNextKernelStart() {
-  asm volatile("griddepcontrol.launch_dependents;");
-}
-
-// --- arithmetic ---
-
-/// d += a * b, 16x8x16, bf16 operands.
-__device__ __forceinline__ void MmaBf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
-                                        uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},"
-      "{%0,%1,%2,%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 }  // namespace nibble::cuda

@@ -20,10 +20,6 @@ __device__ __forceinline__ uint32_t MaxBf16x2(uint32_t a, uint32_t b) {
   asm("max.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
   return r;
 }
-__device__ __forceinline__ float LowBf16(uint32_t pair) { return __uint_as_float(pair << 16); }
-__device__ __forceinline__ float HighBf16(uint32_t pair) {
-  return __uint_as_float(pair & 0xFFFF0000u);
-}
 
 /// 1 / a, rounded once, where neither a nor it is subnormal; NaN for 0. What __frcp_rn does for these,
 /// without its branch.
