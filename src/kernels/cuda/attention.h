@@ -37,11 +37,11 @@ struct AttentionShape {
   float norm_eps = 1e-6f;
   bool gated = false;  // each query head of qkv is followed by its gate
 
-  int q_stride() const { return gated ? 2 * head_dim : head_dim; }  // from head to head
-  int q_width() const { return n_heads * q_stride(); }
-  int kv_width() const { return n_kv_heads * head_dim; }
-  int qkv_width() const { return q_width() + 2 * kv_width(); }
-  int out_width() const { return n_heads * head_dim; }
+  constexpr int q_stride() const { return gated ? 2 * head_dim : head_dim; }  // from head to head
+  constexpr int q_width() const { return n_heads * q_stride(); }
+  constexpr int kv_width() const { return n_kv_heads * head_dim; }
+  constexpr int qkv_width() const { return q_width() + 2 * kv_width(); }
+  constexpr int out_width() const { return n_heads * head_dim; }
 };
 
 struct AttentionParams {

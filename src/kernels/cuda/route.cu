@@ -71,23 +71,24 @@ __device__ void TakeTopK(const RouteParams& p, const float* logits, int token) {
 
 // --- few tokens: a block a few experts, the last block to end takes the top-k ---
 
-/// Sums v[n] over a warp's lanes; lane l returns that of v[l % n].
-template <int n>
-__device__ __forceinline__ float SumEach(float (&v)[n]) {
-  const int lane = threadIdx.x % 32;
-  // Lanes that differ in one bit share the values between them, until each has one value.
+/// Sums v[n] over a warp's lanes; lane l returns that of v[l % n]. Lanes that differ in one bit share the
+/// values between them, until each has one value.
+template <int n, int size>
+__device__ __forceinline__ float SumEach(float (&v)[size]) {
+  constexpr int half = n / 2;
+  const bool upper = threadIdx.x & half;
 #pragma unroll
-  for (int half = n / 2, bit = n / 2; half >= 1; half /= 2, bit /= 2) {
-    const bool upper = lane & bit;
-#pragma unroll
-    for (int i = 0; i < half; ++i) {
-      const float mine = upper ? v[half + i] : v[i], other = upper ? v[i] : v[half + i];
-      v[i] = mine + __shfl_xor_sync(~0u, other, bit);
-    }
+  for (int i = 0; i < half; ++i) {
+    const float mine = upper ? v[half + i] : v[i], other = upper ? v[i] : v[half + i];
+    v[i] = mine + __shfl_xor_sync(~0u, other, half);
   }
+  if constexpr (half > 1) {
+    return SumEach<half>(v);
+  } else {
 #pragma unroll
-  for (int bit = n; bit < 32; bit *= 2) v[0] += __shfl_xor_sync(~0u, v[0], bit);
-  return v[0];
+    for (int bit = size; bit < 32; bit *= 2) v[0] += __shfl_xor_sync(~0u, v[0], bit);
+    return v[0];
+  }
 }
 
 __device__ __forceinline__ float Dot8(const uint4& a, const uint4& b, float sum) {
@@ -143,7 +144,7 @@ __global__ void __launch_bounds__(kThreads) RouteDecodeKernel(const RouteArgs a)
       }
     }
     const int lane = threadIdx.x % 32;
-    const float mine = SumEach(sum);
+    const float mine = SumEach<kSums>(sum);
     if (t0) __syncthreads();
     if (lane < kSums) partial[warp][lane] = mine;
     __syncthreads();
