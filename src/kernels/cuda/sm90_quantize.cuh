@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/sm90_dequant.cuh"
 
 // Activations to NVFP4 on the way into an mma: what QuantizeNvfp4Block<float> (numerics/nvfp4.h)
