@@ -89,8 +89,8 @@ __global__ void Attend(const AttentionReferenceArgs a) {
     const int64_t to = (row * s.n_heads + head) * dim + d;
     a.out[to] = o * gate;
     // Weights in bf16, the result in bf16.
-    a.bound[to] = gate * (wrong * 1.01 + size * (0x1p-9 + 0x1p-17)) +
-                  fabs(o * gate) * (0x1p-9 + 0x1p-18) + 1e-30;
+    a.bound[to] = gate * (wrong * 1.01 + size * (0x1p-8 + 0x1p-17)) +
+                  fabs(o * gate) * (0x1p-8 + 0x1p-18) + 1e-30;
   }
 }
 

@@ -65,7 +65,7 @@ class Comparison {
   }
   void Note(const std::string& what, bool ok, const std::string& why) {
     ++tally.done, tally.failed += !ok;
-    if (!ok) std::printf("FAIL %s %s: %s\n", kind_, what.c_str(), why.c_str());
+    if (!ok && tally.failed <= 6) std::printf("FAIL %s %s: %s\n", kind_, what.c_str(), why.c_str());
   }
   Tally tally;
 
@@ -73,7 +73,7 @@ class Comparison {
   const char* kind_;
 };
 
-constexpr double kBf16 = 0x1.02p-9, kF32 = 0x1p-21;
+constexpr double kBf16 = 0x1.02p-8, kF32 = 0x1p-21;
 double RoundingOf(Element e) { return e == Element::kBf16 ? kBf16 : kF32; }
 
 /// A block of either element on the device.

@@ -45,7 +45,9 @@ struct Config {
   static constexpr int kMergeStride = kDim + 8;  // floats; 8 spread rows over banks
   static constexpr int kMergeBytes = kWarps * kMmaRows * kMergeStride * 4;
   static constexpr int kQBytes = kMmaRows * kDim * 2;
-  static constexpr int kBytes = kQBytes + std::max(kStages * kStageBytes, kMergeBytes);
+  static constexpr int kAsideBytes = 2 * kAttentionDecodeRows * kRowBytes;
+  static constexpr int kBytes =
+      kQBytes + kAsideBytes + std::max(kStages * kStageBytes, kMergeBytes);
 };
 
 /// The column of dimension d in the q tile: with FP8 keys, where their codes land in the mma.
@@ -80,7 +82,8 @@ __device__ __forceinline__ void CopyTile(const PagedKv& cache, int n_kv_heads, c
   const char* const k = static_cast<const char*>(cache.k) + at;
   const char* const v = static_cast<const char*>(cache.v) + at;
 #pragma unroll
-  for (int i = lane; i < kWarpPositions * C::kChunks; i += 32) {
+  for (int n = 0; n < kWarpPositions * C::kChunks / 32; ++n) {
+    const int i = n * 32 + lane;
     const int row = i / C::kChunks, chunk = i % C::kChunks;
     const bool real = position + row < run.sequence.start;
     const uint32_t place = TilePlace<C::kChunks>(row, chunk);
@@ -89,63 +92,105 @@ __device__ __forceinline__ void CopyTile(const PagedKv& cache, int n_kv_heads, c
   }
 }
 
-/// New positions among a warp's 16: into the tile, and one block also into the cache.
+/// The run's new positions: into the cache, where `store`, and aside as they lie there, keys [new], values
+/// [new]; warp by warp.
 template <class C>
-__device__ __noinline__ void AddNewPositions(const AttentionParams& p, const Run run, int page,
-                                             int position, char* tile, bool store) {
-  const AttentionShape& s = p.shape;
-  const int lane = threadIdx.x % 32, end = run.sequence.start + run.sequence.n_rows;
-  const HeadShare<C::kDim> weight = LoadShare<C::kDim>(p.k_norm + lane * (C::kDim / 32));
-  for (int r = 0; r < kWarpPositions; ++r) {
-    const int at = position + r;
-    if (at < run.sequence.start || at >= end) continue;
-    const int64_t row = run.sequence.first_row + at - run.sequence.start;
-    const Bf16* const from = p.qkv + row * s.qkv_width() + s.q_width() + run.kv_head * C::kDim;
-    HeadShare<C::kDim> k = LoadShare<C::kDim>(from);
-    const HeadShare<C::kDim> v = LoadShare<C::kDim>(from + s.kv_width());
-    NormAndRotate<C::kDim>(k, weight, p.rope + row * s.rotary_dim, s.rotary_dim, s.norm_eps);
-    const auto k_share = ToCache<C::kDim, C::kFp8>(k, p.cache.k_scale);
-    const auto v_share = ToCache<C::kDim, C::kFp8>(v, p.cache.v_scale);
-    const int byte = lane * k_share.kBytes;
-    char* const to = tile + TilePlace<C::kChunks>(r, byte / 16) + byte % 16;
-    k_share.Store(to);
-    v_share.Store(to + C::kTileBytes);
-    if (!store) continue;
-    const int64_t global =
-        CacheAt<C::kDim>(page, s.n_kv_heads, run.kv_head, at) * C::kElement + byte;
-    k_share.Store(static_cast<char*>(p.cache.k) + global);
-    v_share.Store(static_cast<char*>(p.cache.v) + global);
-  }
-  __syncwarp();
-}
+struct NewPositions {
+  static constexpr int kEach = C::kDim / 32, kShareBytes = kEach * C::kElement;
+  int first, n;  // positions
 
-/// The block's 16 rows of queries, normalised and rotated.
+  __device__ __forceinline__ explicit NewPositions(const Run& run)
+      : first(max(run.begin, run.sequence.start)), n(run.end - first) {}
+
+  struct Share {
+    HeadShare<C::kDim> k, v;
+  };
+  __device__ __forceinline__ Share Load(const AttentionParams& p, const Run& run, int i) const {
+    const AttentionShape& s = p.shape;
+    const int64_t row = run.sequence.first_row + first + i - run.sequence.start;
+    const Bf16* const from = p.qkv + row * s.qkv_width() + s.q_width() + run.kv_head * C::kDim;
+    return {LoadShare<C::kDim>(from), LoadShare<C::kDim>(from + s.kv_width())};
+  }
+  __device__ __forceinline__ void Store(const AttentionParams& p, const Run& run, int i,
+                                        Share share, const HeadShare<C::kDim>& weight, bool store,
+                                        char* aside) const {
+    const AttentionShape& s = p.shape;
+    const int64_t row = run.sequence.first_row + first + i - run.sequence.start;
+    NormAndRotate<C::kDim>(share.k, weight, p.rope + row * s.rotary_dim, s.rotary_dim, s.norm_eps);
+    const auto k = ToCache<C::kDim, C::kFp8>(share.k, p.cache.k_scale);
+    const auto v = ToCache<C::kDim, C::kFp8>(share.v, p.cache.v_scale);
+    const int byte = threadIdx.x % 32 * kShareBytes;
+    k.Store(aside + i * C::kRowBytes + byte);
+    v.Store(aside + (kAttentionDecodeRows + i) * C::kRowBytes + byte);
+    if (!store) return;
+    const int position = first + i;
+    const int64_t global =
+        CacheAt<C::kDim>(run.pages[position / kKvPage], s.n_kv_heads, run.kv_head, position) *
+            C::kElement +
+        byte;
+    k.Store(static_cast<char*>(p.cache.k) + global);
+    v.Store(static_cast<char*>(p.cache.v) + global);
+  }
+  /// Those among a warp's 16 from `position` on, into its tile.
+  __device__ __forceinline__ void CopyTo(int position, const char* aside, char* tile) const {
+    const int lane = threadIdx.x % 32, end = min(first + n, position + kWarpPositions);
+    for (int at = max(first, position); at < end; ++at) {
+      for (int chunk = lane; chunk < 2 * C::kChunks; chunk += 32) {
+        const bool value = chunk >= C::kChunks;
+        const int c = value ? chunk - C::kChunks : chunk;
+        *reinterpret_cast<uint4*>(tile + (value ? C::kTileBytes : 0) +
+                                  TilePlace<C::kChunks>(at - position, c)) =
+            *reinterpret_cast<const uint4*>(
+                aside + ((value ? kAttentionDecodeRows : 0) + at - first) * C::kRowBytes + c * 16);
+      }
+    }
+    __syncwarp();
+  }
+};
+
+/// The block's 16 rows of queries, normalised and rotated; and its new positions, aside.
 template <class C>
-__device__ __forceinline__ void LoadQueries(const AttentionParams& p, const Run& run, char* q) {
+__device__ __forceinline__ void LoadRows(const AttentionParams& p, const Run& run,
+                                         const NewPositions<C>& fresh,
+                                         const HeadShare<C::kDim>& q_norm,
+                                         const HeadShare<C::kDim>& k_norm, char* q, char* aside) {
   const AttentionShape& s = p.shape;
-  constexpr int kEach = C::kDim / 32;
-  const int lane = threadIdx.x % 32;
-  const HeadShare<C::kDim> weight = LoadShare<C::kDim>(p.q_norm + lane * kEach);
+  constexpr int kEach = C::kDim / 32, kMine = kMmaRows / C::kWarps;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  HeadShare<C::kDim> head[kMine];
+  typename NewPositions<C>::Share share{};
+  if (warp < fresh.n) share = fresh.Load(p, run, warp);
 #pragma unroll
-  for (int i = 0; i < kMmaRows / C::kWarps; ++i) {
-    const int r = threadIdx.x / 32 + i * C::kWarps, m = run.m0 + r;
-    HeadShare<C::kDim> head{};
+  for (int i = 0; i < kMine; ++i) {
+    const int m = run.m0 + warp + i * C::kWarps;
+    head[i] = {};
+    if (m >= run.rows) continue;
+    const int64_t row = run.sequence.first_row + m / run.group;
+    head[i] = LoadShare<C::kDim>(p.qkv + row * s.qkv_width() +
+                                 (run.kv_head * run.group + m % run.group) * s.q_stride());
+  }
+#pragma unroll
+  for (int i = 0; i < kMine; ++i) {
+    const int r = warp + i * C::kWarps, m = run.m0 + r;
     if (m < run.rows) {
       const int64_t row = run.sequence.first_row + m / run.group;
-      head = LoadShare<C::kDim>(p.qkv + row * s.qkv_width() +
-                                (run.kv_head * run.group + m % run.group) * s.q_stride());
-      NormAndRotate<C::kDim>(head, weight, p.rope + row * s.rotary_dim, s.rotary_dim, s.norm_eps);
+      NormAndRotate<C::kDim>(head[i], q_norm, p.rope + row * s.rotary_dim, s.rotary_dim,
+                             s.norm_eps);
     }
 #pragma unroll
     for (int e = 0; e < kEach; e += C::kFp8 ? 1 : 2) {
       const int column = QColumn<C::kFp8>(lane * kEach + e);
       char* const to = q + TilePlace<C::kDim / 8>(r, column / 8) + column % 8 * 2;
       if constexpr (C::kFp8) {
-        *reinterpret_cast<__nv_bfloat16*>(to) = __float2bfloat16_rn(head.v[e]);
+        *reinterpret_cast<__nv_bfloat16*>(to) = __float2bfloat16_rn(head[i].v[e]);
       } else {
-        *reinterpret_cast<uint32_t*>(to) = ToPair(head.v[e], head.v[e + 1]);
+        *reinterpret_cast<uint32_t*>(to) = ToPair(head[i].v[e], head[i].v[e + 1]);
       }
     }
+  }
+  for (int i = warp; i < fresh.n; i += C::kWarps) {
+    if (i != warp) share = fresh.Load(p, run, i);
+    fresh.Store(p, run, i, share, k_norm, run.m0 == 0, aside);
   }
 }
 
@@ -358,7 +403,12 @@ __global__ void __launch_bounds__(C::kThreads) AttendKernel(const __grid_constan
   const int warp = threadIdx.x / 32;
   const int first = run.begin + warp * kWarpPositions;  // the warp's first position
   const int tiles = (run.end - run.begin + C::kPositions - 1) / C::kPositions;
-  char* const stages = memory + C::kQBytes;
+  char* const aside = memory + C::kQBytes;
+  char* const stages = aside + C::kAsideBytes;
+  const NewPositions<C> fresh(run);
+  const int share = threadIdx.x % 32 * (C::kDim / 32);
+  const auto q_norm = LoadShare<C::kDim>(p.q_norm + share);
+  const auto k_norm = LoadShare<C::kDim>(p.k_norm + share);
   const auto tile_at = [&](int tile) {
     return tile % C::kStages * C::kStageBytes + warp * 2 * C::kTileBytes;
   };
@@ -380,7 +430,7 @@ __global__ void __launch_bounds__(C::kThreads) AttendKernel(const __grid_constan
   for (int t = 0; t < C::kStages - 1; ++t) copy(t);
   WaitForPreviousKernel();
   LetNextKernelStart();
-  LoadQueries<C>(p, run, memory);
+  LoadRows<C>(p, run, fresh, q_norm, k_norm, memory, aside);
   __syncthreads();
 
   const float scale = kLog2E / sqrtf(static_cast<float>(C::kDim)) * p.cache.k_scale;
@@ -393,8 +443,7 @@ __global__ void __launch_bounds__(C::kThreads) AttendKernel(const __grid_constan
     const int position = first + tile * C::kPositions;
     if (position >= run.end) continue;
     if (position + kWarpPositions > run.sequence.start) {
-      AddNewPositions<C>(p, run, run.pages[position / kKvPage], position, stages + tile_at(tile),
-                         run.m0 == 0);
+      fresh.CopyTo(position, aside, stages + tile_at(tile));
     }
     Attend<C>(run, position, scale, SharedAddress(memory), SharedAddress(stages) + tile_at(tile),
               w);
@@ -423,6 +472,12 @@ __global__ void __launch_bounds__(kSumThreads) SumRunsKernel(const DecodeArgs a)
   const int64_t at =
       ((static_cast<int64_t>(blockIdx.y) * a.max_rows + i) * s.n_heads + head) * a.splits;
   const int lane = threadIdx.x % kLanes, first = threadIdx.x / kLanes;
+  // The kernel ahead began only after qkv was there.
+  uint2 gate{};
+  if (s.gated && first == 0) {
+    gate = *reinterpret_cast<const uint2*>(a.p.qkv + row * s.qkv_width() + head * s.q_stride() +
+                                           kDim + lane * 4);
+  }
   WaitForPreviousKernel();
   LetNextKernelStart();
   const float4* const sums = reinterpret_cast<const float4*>(a.sums + at * kDim) + lane;
@@ -473,8 +528,6 @@ __global__ void __launch_bounds__(kSumThreads) SumRunsKernel(const DecodeArgs a)
   const float by = a.p.cache.v_scale / total;
   float out[4] = {sum.x * by, sum.y * by, sum.z * by, sum.w * by};
   if (s.gated) {
-    const uint2 gate = *reinterpret_cast<const uint2*>(a.p.qkv + row * s.qkv_width() +
-                                                       head * s.q_stride() + kDim + lane * 4);
     out[0] *= SigmoidOf(LowBf16(gate.x)), out[1] *= SigmoidOf(HighBf16(gate.x));
     out[2] *= SigmoidOf(LowBf16(gate.y)), out[3] *= SigmoidOf(HighBf16(gate.y));
   }
@@ -502,8 +555,10 @@ Result<void> Launch(const DecodeArgs& a, cudaStream_t stream) {
 
 template <int kDim, bool kFp8>
 Result<void> LaunchOfSize(const DecodeArgs& a, cudaStream_t stream) {
-  using Large = Config<kDim, kFp8, 4, kDim == 256 && !kFp8 ? 3 : 4>;
-  using Small = Config<kDim, kFp8, kDim == 256 && !kFp8 ? 2 : 4, 2>;
+  // Two blocks a multiprocessor where its shared memory allows.
+  constexpr int kWarps = kDim == 256 && !kFp8 ? 2 : 4;
+  using Large = Config<kDim, kFp8, kWarps, 3>;
+  using Small = Config<kDim, kFp8, kWarps, 2>;
   int device = 0, shared = 0;
   NIBBLE_CUDA_TRY(cudaGetDevice(&device));
   NIBBLE_CUDA_TRY(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));

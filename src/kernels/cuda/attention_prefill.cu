@@ -22,6 +22,7 @@ struct Config {
   static constexpr int kCopyBytes = 2 * kKeys * kDim * kElement;  // keys and values, as cached
   static constexpr int kQBytes = kRows * kDim * 2;
   // Two copies under way or in use; FP8 is turned into bf16 aside.
+  static_assert(kKeys * kDim / 16 % kThreads == 0);
   static constexpr int kBytes = kQBytes + 2 * kCopyBytes + (kFp8 ? 2 * kTileBytes : 0);
 };
 
@@ -35,7 +36,8 @@ __device__ __forceinline__ void CopyKeys(const AttentionParams& p, const int32_t
         CacheAt<C::kDim>(pages[position / kKvPage], p.shape.n_kv_heads, kv_head, position) *
         C::kElement;
 #pragma unroll
-    for (int i = threadIdx.x; i < C::kKeys * kChunks; i += C::kThreads) {
+    for (int n = 0; n < C::kKeys * kChunks / C::kThreads; ++n) {
+      const int i = n * C::kThreads + threadIdx.x;
       const int row = i / kChunks;
       const bool real = position + row < end;
       const int64_t from = real ? at + i * 16 : 0;
@@ -52,7 +54,8 @@ template <class C>
 __device__ __forceinline__ void Widen(const char* codes, char* to) {
   constexpr int kWords = C::kDim / 16;  // of codes a row
 #pragma unroll
-  for (int i = threadIdx.x; i < C::kKeys * kWords; i += C::kThreads) {
+  for (int n = 0; n < C::kKeys * kWords / C::kThreads; ++n) {
+    const int i = n * C::kThreads + threadIdx.x;
     const uint4 word = *reinterpret_cast<const uint4*>(codes + i * 16);
     const int row = i / kWords, chunk = i % kWords * 2;
     const auto widen = [&](uint32_t a, uint32_t b, int c) {
@@ -90,7 +93,8 @@ __global__ void __launch_bounds__(C::kThreads)
   const uint32_t q = SharedAddress(memory), copies = q + C::kQBytes;
 
 #pragma unroll
-  for (int i = threadIdx.x; i < C::kRows * kChunks; i += C::kThreads) {
+  for (int n = 0; n < C::kRows * kChunks / C::kThreads; ++n) {
+    const int i = n * C::kThreads + threadIdx.x;
     const int row = i / kChunks, chunk = i % kChunks;
     const bool real = row < rows;
     const Bf16* const from =

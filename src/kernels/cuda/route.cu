@@ -18,55 +18,62 @@ struct RouteArgs {
 
 // --- top-k: a warp a token ---
 
-constexpr int kPerLane = kRouteExperts / 32;
-
-/// Softmax over a row of logits and its top_k. Expert 32 i + lane is this lane's i-th.
-__device__ void TakeTopK(const RouteParams& p, const float* logits, int token) {
+/// Softmax over a row of logits and its top_k. Expert 32 i + lane is this lane's i-th of kEach.
+template <int kEach>
+__device__ __forceinline__ void TakeTopK(const RouteParams& p, const float* logits, int token) {
   const int lane = threadIdx.x % 32;
-  float v[kPerLane], largest = -INFINITY, sum = 0;
+  float v[kEach], largest = -INFINITY, sum = 0;
 #pragma unroll
-  for (int i = 0; i < kPerLane; ++i) {
+  for (int i = 0; i < kEach; ++i) {
     const int e = 32 * i + lane;
     v[i] = e < p.experts ? __ldcg(logits + e) : -INFINITY;
     largest = fmaxf(largest, v[i]);
   }
   largest = WarpMax(largest);
 #pragma unroll
-  for (int i = 0; i < kPerLane; ++i) {
+  for (int i = 0; i < kEach; ++i) {
     v[i] = 32 * i + lane < p.experts ? expf(v[i] - largest) : 0;
     sum += v[i];
   }
   sum = WarpSum(sum);
   // Numbers of one sign are ordered as their bits. Taken, or not an expert: below all.
-  int key[kPerLane];
+  int key[kEach], best = -1;  // best: of the lane's
 #pragma unroll
-  for (int i = 0; i < kPerLane; ++i) {
+  for (int i = 0; i < kEach; ++i) {
     key[i] = 32 * i + lane < p.experts ? __float_as_int(v[i] / sum) & 0x7FFFFFFF : -1;
+    best = max(best, key[i]);
   }
   float weight = 0, total = 0;
   int id = 0;
   for (int k = 0; k < p.top_k; ++k) {
-    int best = -1;
-#pragma unroll
-    for (int i = 0; i < kPerLane; ++i) best = max(best, key[i]);
-    best = __reduce_max_sync(~0u, best);
+    const int most = __reduce_max_sync(~0u, best);
     unsigned first = kRouteExperts;
+    if (best == most) {
 #pragma unroll
-    for (int i = kPerLane - 1; i >= 0; --i) {
-      if (key[i] == best) first = 32 * i + lane;
+      for (int i = kEach - 1; i >= 0; --i) first = key[i] == most ? 32 * i + lane : first;
     }
     first = __reduce_min_sync(~0u, first);
+    if (first % 32 == lane) {
+      best = -1;
 #pragma unroll
-    for (int i = 0; i < kPerLane; ++i) {
-      if (32 * i + lane == first) key[i] = -1;
+      for (int i = 0; i < kEach; ++i) {
+        if (i == first / 32) key[i] = -1;
+        best = max(best, key[i]);
+      }
     }
-    if (lane == k) weight = __int_as_float(best), id = static_cast<int>(first);
-    total += __int_as_float(best);
+    if (lane == k) weight = __int_as_float(most), id = static_cast<int>(first);
+    total += __int_as_float(most);
   }
   if (lane >= p.top_k) return;
   const int64_t at = static_cast<int64_t>(token) * p.top_k + lane;
   p.ids[at] = id;
   p.weights[at] = p.renormalize ? weight / total : weight;
+}
+
+__device__ __forceinline__ void TakeTopK(const RouteParams& p, const float* logits, int token) {
+  if (p.experts <= 128) return TakeTopK<4>(p, logits, token);
+  if (p.experts <= 256) return TakeTopK<8>(p, logits, token);
+  TakeTopK<kRouteExperts / 32>(p, logits, token);
 }
 
 // --- few tokens: a block a few experts, the last block to end takes the top-k ---
@@ -132,14 +139,20 @@ __global__ void __launch_bounds__(kThreads) RouteDecodeKernel(const RouteArgs a)
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
       const int k = (s * kThreads + threadIdx.x) * 8;
+      uint4 x[kTokensAtOnce];  // all asked for at once
 #pragma unroll
       for (int t = 0; t < kTokensAtOnce; ++t) {
-        if (t0 + t >= p.tokens || k >= p.hidden) continue;
-        const uint4 x =
-            *reinterpret_cast<const uint4*>(p.x + static_cast<int64_t>(t0 + t) * p.hidden + k);
+        x[t] = make_uint4(0, 0, 0, 0);
+        if (t0 + t < p.tokens && k < p.hidden) {
+          x[t] = *reinterpret_cast<const uint4*>(p.x + static_cast<int64_t>(t0 + t) * p.hidden + k);
+        }
+      }
+#pragma unroll
+      for (int t = 0; t < kTokensAtOnce; ++t) {
+        if (t0 + t >= p.tokens) break;
 #pragma unroll
         for (int e = 0; e < kExperts; ++e) {
-          sum[t * kExperts + e] = Dot8(w[e][s], x, sum[t * kExperts + e]);
+          sum[t * kExperts + e] = Dot8(w[e][s], x[t], sum[t * kExperts + e]);
         }
       }
     }
@@ -156,9 +169,11 @@ __global__ void __launch_bounds__(kThreads) RouteDecodeKernel(const RouteArgs a)
       if (t < p.tokens && e < p.experts) a.logits[t * p.experts + e] = logit;
     }
   }
-  __threadfence();
   __syncthreads();
-  if (threadIdx.x == 0) last = atomicInc(a.ticket, gridDim.x - 1) == gridDim.x - 1;
+  if (threadIdx.x == 0) {
+    __threadfence();
+    last = atomicInc(a.ticket, gridDim.x - 1) == gridDim.x - 1;
+  }
   __syncthreads();
   if (!last) return;
   __threadfence();
@@ -177,14 +192,17 @@ Result<void> LaunchDecode(const RouteArgs& a, cudaStream_t stream) {
 
 // --- many tokens: a product on tensor cores, then a warp a token ---
 
-constexpr int kDepth = 64, kStages = 3;  // columns a stage
+constexpr int kDepth = 64;  // columns a stage
 
-/// A tile of kRows tokens and kCols experts; warps of kWarpRows x kWarpCols.
+/// A tile of kRows tokens and kCols experts; warps of kWarpRows x kWarpCols. As many stages as every GPU's
+/// shared memory holds.
 template <int kRows, int kCols, int kWarpRows, int kWarpCols>
 struct Tile {
+  static constexpr int kStages = 768 / (kRows + kCols);
   static constexpr int kTileThreads = kRows / kWarpRows * (kCols / kWarpCols) * 32;
   static constexpr int kStageBytes = (kRows + kCols) * kDepth * 2;
   static constexpr int kBytes = kStages * kStageBytes;
+  static_assert((kRows + kCols) * 8 % kTileThreads == 0);
 };
 
 /// Where 16-byte column `chunk` of a row of 128 bytes lies: no eight rows share a bank.
@@ -196,7 +214,7 @@ template <int kRows, int kCols, int kWarpRows, int kWarpCols>
 __global__ void __launch_bounds__(Tile<kRows, kCols, kWarpRows, kWarpCols>::kTileThreads)
     RouteLogitsKernel(const RouteArgs a) {
   using T = Tile<kRows, kCols, kWarpRows, kWarpCols>;
-  constexpr int kM = kWarpRows / 16, kN = kWarpCols / 8;
+  constexpr int kStages = T::kStages, kM = kWarpRows / 16, kN = kWarpCols / 8;
   extern __shared__ __align__(128) std::byte shared[];
   const RouteParams& p = a.p;
   const uint32_t base = SharedAddress(shared);
@@ -207,7 +225,8 @@ __global__ void __launch_bounds__(Tile<kRows, kCols, kWarpRows, kWarpCols>::kTil
     const uint32_t stage = base + step % kStages * T::kStageBytes;
     if (step < steps) {
 #pragma unroll
-      for (int i = threadIdx.x; i < (kRows + kCols) * 8; i += T::kTileThreads) {
+      for (int n = 0; n < (kRows + kCols) * 8 / T::kTileThreads; ++n) {
+        const int i = n * T::kTileThreads + threadIdx.x;
         const int row = i / 8, k = step * kDepth + i % 8 * 8;
         const bool is_x = row < kRows;
         const int global = is_x ? row0 + row : col0 + row - kRows;
