@@ -555,10 +555,8 @@ Result<void> Launch(const DecodeArgs& a, cudaStream_t stream) {
 
 template <int kDim, bool kFp8>
 Result<void> LaunchOfSize(const DecodeArgs& a, cudaStream_t stream) {
-  // Two blocks a multiprocessor where its shared memory allows.
-  constexpr int kWarps = kDim == 256 && !kFp8 ? 2 : 4;
-  using Large = Config<kDim, kFp8, kWarps, 3>;
-  using Small = Config<kDim, kFp8, kWarps, 2>;
+  using Large = Config<kDim, kFp8, 4, 3>;
+  using Small = Config<kDim, kFp8, kDim == 256 && !kFp8 ? 2 : 4, 2>;
   int device = 0, shared = 0;
   NIBBLE_CUDA_TRY(cudaGetDevice(&device));
   NIBBLE_CUDA_TRY(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));

@@ -2,7 +2,6 @@
 
 #include "kernels/cuda/attention_prefill.cuh"
 #include "kernels/cuda/launch.h"
-#include "kernels/cuda/operator_checks.h"
 
 // Attention of many rows with mma.sync, for GPUs from 8.0 on: every warp has 16 rows, and its softmax runs
 // over the sequence's positions from 0 on in tiles of kKeys, whatever else is in the batch.
@@ -233,9 +232,7 @@ Result<void> LaunchOfSize(const AttentionParams& p, cudaStream_t stream) {
 
 }  // namespace
 
-Result<void> LaunchAttentionPrefill(const AttentionParams& p, cudaStream_t stream) {
-  NIBBLE_CHECK_OK(CheckAttention(p));
-  NIBBLE_CHECK_OK(LaunchPrepareAttention(p, stream));
+Result<void> LaunchAttentionRows(const AttentionParams& p, cudaStream_t stream) {
   const bool fp8 = p.cache.dtype == KvDtype::kFp8;
   switch (p.shape.head_dim) {
     case 64:

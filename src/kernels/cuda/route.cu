@@ -9,6 +9,7 @@ namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr size_t kTicketBytes = 256;
+constexpr float kLog2E = 1.4426950408889634f;
 
 struct RouteArgs {
   RouteParams p;
@@ -32,15 +33,15 @@ __device__ __forceinline__ void TakeTopK(const RouteParams& p, const float* logi
   largest = WarpMax(largest);
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
-    v[i] = 32 * i + lane < p.experts ? expf(v[i] - largest) : 0;
+    v[i] = 32 * i + lane < p.experts ? Exp2((v[i] - largest) * kLog2E) : 0;
     sum += v[i];
   }
-  sum = WarpSum(sum);
+  const float by = 1 / WarpSum(sum);
   // Numbers of one sign are ordered as their bits. Taken, or not an expert: below all.
   int key[kEach], best = -1;  // best: of the lane's
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
-    key[i] = 32 * i + lane < p.experts ? __float_as_int(v[i] / sum) & 0x7FFFFFFF : -1;
+    key[i] = 32 * i + lane < p.experts ? __float_as_int(v[i] * by) & 0x7FFFFFFF : -1;
     best = max(best, key[i]);
   }
   float weight = 0, total = 0;
