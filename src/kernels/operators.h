@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "kernels/delta_shape.h"
 #include "kernels/operator_times.h"
 #include "layout/prepared.h"
 
@@ -25,12 +26,6 @@ struct Matrix {
 
   /// The first n rows.
   Matrix Top(int64_t n) const { return {data, n, cols, element}; }
-};
-
-/// Small fp32 parameters (norm weights, RoPE frequencies) in the operators' memory.
-struct Vector {
-  const float* data = nullptr;
-  int64_t n = 0;
 };
 
 /// Consecutive rows of a batch that belong to one sequence: rows first_row … first_row+n_rows-1 are
@@ -67,27 +62,6 @@ struct KvShape {
   uint64_t Bytes() const {
     return 2 * BytesOf(dtype) * static_cast<uint64_t>(layers * slots * capacity * kv_width);
   }
-};
-
-/// Gated DeltaNet (Yang, Kautz, Hatamizadeh 2024, arXiv 2412.06464), as Qwen3-Next and Qwen3.5 have
-/// it. Its state is [v_heads][v_dim][k_dim], and the last taps-1 inputs of the convolution.
-struct DeltaShape {
-  int64_t k_heads = 0, v_heads = 0, k_dim = 0, v_dim = 0;
-  int64_t taps = 0;
-  float norm_eps = 1e-6f;
-
-  int64_t channels() const { return 2 * k_heads * k_dim + v_heads * v_dim; }  // q | k | v
-  int64_t out_width() const { return v_heads * v_dim; }
-  int64_t in_width() const {
-    return channels() + out_width() + 2 * v_heads;
-  }  // q | k | v | z | b | a
-  int64_t state_size() const { return v_heads * v_dim * k_dim; }
-};
-
-struct DeltaParameters {
-  Vector conv;            // [channels, taps], the last tap the current token's
-  Vector a_log, dt_bias;  // [v_heads]
-  Vector norm;            // [v_dim]
 };
 
 struct RecurrentShape {

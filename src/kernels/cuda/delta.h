@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "kernels/operators.h"
+#include "kernels/delta_shape.h"
 #include "nibble/error.h"
 #include "numerics/bf16.h"
 
@@ -50,17 +50,17 @@ struct DeltaMemory {
 
 /// What is read of earlier rows (kept ones, and the convolution's before them) and what is written
 /// meanwhile never share a row.
-constexpr int64_t DeltaRingRows(const kernels::DeltaShape& shape, int decode_rows) {
+inline int64_t DeltaRingRows(const kernels::DeltaShape& shape, int decode_rows) {
   return shape.taps - 1 + 2 * decode_rows;
 }
-constexpr int64_t DeltaRingWidth(const kernels::DeltaShape& shape) {
+inline int64_t DeltaRingWidth(const kernels::DeltaShape& shape) {
   return shape.channels() + 2 * shape.v_heads;
 }
 
 struct DeltaParams {
-  kernels::DeltaShape shape;  // k_dim 64 or 128; v_dim a multiple of 32 up to 128; taps 2..4;
-                              // v_heads a multiple of 4 and of k_heads
-  kernels::DeltaParameters parameters;
+  kernels::DeltaShape shape;  // k_dim and v_dim 64 or 128; taps 2..4; v_heads a multiple of 4 and
+                              // 1 .. 8 times k_heads
+  kernels::DeltaParameters parameters;  // in device memory; conv tap by tap: [taps, channels]
   DeltaMemory memory;
   const DeltaSequence* sequences = nullptr;  // device, [n_sequences], of distinct slots
   int n_sequences = 0;
