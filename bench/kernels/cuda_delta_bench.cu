@@ -174,7 +174,7 @@ class Stand {
         return cuda::LaunchDeltaDecode(p, stream_);
       case Path::kDecodeWithoutClusters: {
         NIBBLE_TRY(const cuda::delta::Args args, cuda::delta::CheckedArgs(p));
-        return cuda::delta::LaunchDecode(args, false, stream_);
+        return cuda::delta::LaunchDecode(args, {false, true}, stream_);
       }
       case Path::kPrefill:
         return cuda::LaunchDeltaPrefill(p, stream_);

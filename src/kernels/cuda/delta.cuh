@@ -36,6 +36,13 @@ __device__ __forceinline__ DeltaSequence LoadSequence(const Args& a, int index) 
   return s;
 }
 
+__device__ __forceinline__ void CopyAsync16(uint32_t to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+__device__ __forceinline__ void WaitForCopies() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
 __device__ __forceinline__ Bf16 LoadOne(const Bf16* p) {
   return Bf16{__ldcg(reinterpret_cast<const unsigned short*>(p))};
 }
@@ -46,7 +53,7 @@ __device__ __forceinline__ Bf16 Round(float x) {
   return Bf16{__bfloat16_as_ushort(__float2bfloat16_rn(x))};
 }
 
-/// N neighbouring channels of the input at `position`, as bits: zeros before the sequence begins.
+/// N neighbouring channels of an input, as bits.
 template <int N>
 struct Raw {
   uint32_t pair[N / 2];
@@ -56,6 +63,7 @@ struct Raw {
   }
 };
 
+/// From device memory.
 template <int N>
 __device__ __forceinline__ Raw<N> LoadRaw(const Bf16* p) {
   Raw<N> r;
@@ -73,15 +81,10 @@ __device__ __forceinline__ Bf16* RingRow(const Args& a, int slot, int position) 
   return a.ring + (static_cast<int64_t>(slot) * a.ring_rows + position % a.ring_rows) * a.ring_width;
 }
 
-/// The input `back` rows before `position`; zeros where no tap reaches.
-template <int N>
-__device__ __forceinline__ Raw<N> LoadInput(const Args& a, const DeltaSequence& s, int position,
-                                            int back, int channel) {
-  position -= back;
-  if (position < 0 || back >= a.taps) return Raw<N>{};
-  if (position < s.start) return LoadRaw<N>(RingRow(a, s.slot, position) + channel);
-  const int64_t row = s.first_row + (position - s.start);
-  return LoadRaw<N>(a.in + row * a.in_width + channel);
+/// Where the input at `position` lies, which is not negative.
+__device__ __forceinline__ const Bf16* InputRow(const Args& a, const DeltaSequence& s, int position) {
+  if (position < s.start) return RingRow(a, s.slot, position);
+  return a.in + (s.first_row + static_cast<int64_t>(position - s.start)) * a.in_width;
 }
 
 // --- arithmetic ---
@@ -112,7 +115,11 @@ struct Taps {
     for (int j = 0; j < kMaxTaps; ++j) {
       const int tap = j - (kMaxTaps - a.taps);
 #pragma unroll
-      for (int i = 0; i < N; ++i) w[j][i] = tap < 0 ? 0.0f : a.conv[tap * a.channels + channel + i];
+      for (int i = 0; i < N; i += 2) {
+        float2 two = make_float2(0, 0);
+        if (tap >= 0) two = *reinterpret_cast<const float2*>(a.conv + tap * a.channels + channel + i);
+        w[j][i] = two.x, w[j][i + 1] = two.y;
+      }
     }
   }
 };

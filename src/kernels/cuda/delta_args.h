@@ -33,10 +33,15 @@ Result<Args> CheckedArgs(const DeltaParams& params);
 
 /// The error of a prefill launch whose workspace does not do. kInvalidArgument
 Error RefuseWorkspace(const DeltaParams& params, int64_t chunks);
-/// Whether the code for this device holds clusters.
-Result<bool> HasClusters();
-/// Decode's launch, of arguments that are checked; the bits are the same without clusters. With
-/// fold_only it leaves every slot with the state of position `start`.
-Result<void> LaunchDecode(const Args& args, bool clusters, cudaStream_t stream);
+/// How decode runs: slices of a head in a cluster, or the head in one block; and whether as a
+/// programmatic dependent launch. The bits are the same.
+struct DecodeForm {
+  bool clusters, dependent;
+};
+/// What the device's code holds, and is best. errors kDevice
+Result<DecodeForm> DecodeFormFor(const Args& args);
+/// Of arguments that are checked. With fold_only it leaves every slot with the state of position
+/// `start`. errors kDevice
+Result<void> LaunchDecode(const Args& args, DecodeForm form, cudaStream_t stream);
 
 }  // namespace nibble::cuda::delta

@@ -5,8 +5,9 @@
 
 // Decode of gated DeltaNet: a few new rows of every sequence, and before them the kept ones of its
 // last tentative batch. A row of a head's state meets no other one, so eight lanes hold one in
-// registers through all rows; a block holds 32 of them (a slice) where slices of a head can meet
-// in a cluster for the output norm, else the whole head.
+// registers through all rows. A block holds a slice of a head, 32 rows, where the slices can meet in a
+// cluster for the output norm and there are few sequences; else the whole head, which prepares q and k
+// fewer times over. Bits are the same.
 //
 // The pass over the state is the floor: 4 MB a sequence in Qwen3.6-35B-A3B. Rows are prepared while
 // the state is on its way.
@@ -16,32 +17,47 @@ namespace {
 
 namespace cg = cooperative_groups;
 
-constexpr int kLanes = 8;                      // that share a row of the state
+constexpr int kLanes = 8;                       // that share a row of the state
+constexpr int kThreads = kSliceRows * kLanes;   // a thread has a part of one row of every slice
+constexpr int kWarps = kThreads / 32;
 constexpr int kMaxRows = 2 * kDeltaDecodeRows;  // kept and new
+constexpr int kBefore = kMaxTaps - 1;           // rows before them that the convolution reads
 constexpr int kMaxSlices = 4;
-constexpr int kWarpsPerSlice = kSliceRows * kLanes / 32;
-static_assert(kWarpsPerSlice == kDeltaDecodeRows);  // a warp norms one row's slice
+constexpr int kWorthWholeHeads = 128;           // heads of all sequences together
+constexpr int kGateWarp = 4;                    // which has no row to prepare when there is one
 
-template <int kKeys, int kBlockSlices>
+template <int kKeys, int kSlices>
 struct Shared {
-  float q[kMaxRows][kKeys], k[kMaxRows][kKeys];
-  float v[kMaxRows][kBlockSlices * kSliceRows];
+  static constexpr int kValues = kSlices * kSliceRows, kWidth = 2 * kKeys + kValues;
+  Bf16 in[kBefore + kMaxRows][kWidth];  // q | k | v before the convolution
+  Bf16 z[kDeltaDecodeRows][kValues];
+  float q[kMaxRows][kKeys], k[kMaxRows][kKeys], v[kMaxRows][kValues];
   float beta[kMaxRows], decay[kMaxRows];
-  float o[kDeltaDecodeRows][kBlockSlices * kSliceRows];
+  float o[kDeltaDecodeRows][kValues];
   float squares[kDeltaDecodeRows][kMaxSlices];
 };
 
-/// Where a block works: slices first_slice … of value head `head`.
+/// Where a block works: slices first_slice ... of value head `head`.
+template <int kKeys, int kSlices>
 struct Place {
   int head, key_head, first_slice;
   bool writes_keys;  // the one block that keeps its key head's inputs
 
-  __device__ Place(const Args& a, int block_slices) {
-    const int blocks = a.v_dim / (kSliceRows * block_slices), group = a.v_heads / a.k_heads;
+  __device__ explicit Place(const Args& a) {
+    const int blocks = a.v_dim / (kSliceRows * kSlices), group = a.v_heads / a.k_heads;
     head = blockIdx.x / blocks;
-    first_slice = blockIdx.x % blocks * block_slices;
+    first_slice = blockIdx.x % blocks * kSlices;
     key_head = head / group;
     writes_keys = head % group == 0 && first_slice == 0;
+  }
+  /// The first value dimension.
+  __device__ int value(const Args& a) const { return head * a.v_dim + first_slice * kSliceRows; }
+  /// The channel behind column `at` of Shared::in.
+  __device__ int Channel(const Args& a, int at) const {
+    const int keys = a.k_heads * kKeys;
+    if (at < kKeys) return key_head * kKeys + at;
+    if (at < 2 * kKeys) return keys + key_head * kKeys + at - kKeys;
+    return 2 * keys + value(a) + at - 2 * kKeys;
   }
 };
 
@@ -53,83 +69,116 @@ struct Rows {
   __device__ int position(int row) const { return s.start - kept + row; }
 };
 
-template <int N>
-__device__ __forceinline__ void LoadTaps(const Args& a, const Rows& r, int row, int channel,
-                                         Raw<N> (&x)[kMaxTaps]) {
+/// Calls f(row, column) for every 16 bytes of rows [first, last) of Shared::in.
+template <int kWidth, class F>
+__device__ __forceinline__ void EachPiece(int first, int last, F f) {
+  constexpr int kPieces = kWidth / 8;
+  for (int i = threadIdx.x; i < (last - first) * kPieces; i += kThreads) {
+    f(first + i / kPieces, i % kPieces * 8);
+  }
+}
+
+/// Asks for all inputs at once. Zeros stand before a sequence's beginning, and where no tap reaches.
+template <int kKeys, int kSlices>
+__device__ __forceinline__ void LoadInputs(const Args& a, const Rows& r,
+                                           const Place<kKeys, kSlices>& p,
+                                           Shared<kKeys, kSlices>& shared) {
+  using S = Shared<kKeys, kSlices>;
+  EachPiece<S::kWidth>(-kBefore, r.n, [&](int row, int column) {
+    const int position = r.position(row);
+    Bf16* to = &shared.in[kBefore + row][column];
+    if (position < 0 || row <= -a.taps) {
+      *reinterpret_cast<uint4*>(to) = make_uint4(0, 0, 0, 0);
+    } else {
+      CopyAsync16(SharedAddress(to), InputRow(a, r.s, position) + p.Channel(a, column));
+    }
+  });
+  EachPiece<S::kValues>(0, r.n - r.kept, [&](int row, int column) {
+    const int64_t batch_row = r.s.first_row + static_cast<int64_t>(row);
+    CopyAsync16(SharedAddress(&shared.z[row][column]),
+                a.in + batch_row * a.in_width + a.channels + p.value(a) + column);
+  });
+}
+
+/// The new rows' inputs into the ring.
+template <int kKeys, int kSlices>
+__device__ __forceinline__ void KeepInputs(const Args& a, const Rows& r,
+                                           const Place<kKeys, kSlices>& p,
+                                           const Shared<kKeys, kSlices>& shared) {
+  EachPiece<Shared<kKeys, kSlices>::kWidth>(r.kept, r.n, [&](int row, int column) {
+    if (column < 2 * kKeys && !p.writes_keys) return;
+    *reinterpret_cast<uint4*>(RingRow(a, r.s.slot, r.position(row)) + p.Channel(a, column)) =
+        *reinterpret_cast<const uint4*>(&shared.in[kBefore + row][column]);
+  });
+}
+
+/// N columns of a row, convolved.
+template <int N, int kWidth>
+__device__ __forceinline__ void ConvolveAt(const Bf16 (*in)[kWidth], int row, int column,
+                                           const Taps<N>& taps, float (&y)[N]) {
+  Raw<N> x[kMaxTaps];
 #pragma unroll
   for (int j = 0; j < kMaxTaps; ++j) {
-    x[j] = LoadInput<N>(a, r.s, r.position(row), kMaxTaps - 1 - j, channel);
-  }
-}
-
-/// A row's own input into the ring, unless it comes from there.
-template <int N>
-__device__ __forceinline__ void KeepInput(const Args& a, const Rows& r, int row, int channel,
-                                          const Raw<N>& x) {
-  if (row < r.kept) return;
-  Bf16* to = RingRow(a, r.s.slot, r.position(row)) + channel;
-  if constexpr (N == 4) {
-    *reinterpret_cast<uint2*>(to) = make_uint2(x.pair[0], x.pair[1]);
-  } else {
-    *reinterpret_cast<uint32_t*>(to) = x.pair[0];
-  }
-}
-
-/// Rows first, first + step, … of a key head's q or k, a warp each; the next row's inputs are asked
-/// for before this one's are used.
-template <int kKeys>
-__device__ void PrepareKeys(const Args& a, const Rows& r, const Taps<kKeys / 32>& taps, int channel,
-                            float scale, bool keep, int first, int step, float (*to)[kKeys]) {
-  constexpr int kN = kKeys / 32;
-  const int lane = threadIdx.x % 32;
-  Raw<kN> x[kMaxTaps], next[kMaxTaps];
-  if (first < r.n) LoadTaps(a, r, first, channel, x);
-  for (int row = first; row < r.n; row += step) {
-    if (row + step < r.n) LoadTaps(a, r, row + step, channel, next);
-    if (keep) KeepInput(a, r, row, channel, x[kMaxTaps - 1]);
-    float y[kN];
-    ConvSilu(taps, x, y);
-    UnitLength(y, scale);
 #pragma unroll
-    for (int i = 0; i < kN; ++i) to[row][lane * kN + i] = y[i];
-#pragma unroll
-    for (int j = 0; j < kMaxTaps; ++j) x[j] = next[j];
+    for (int i = 0; i < N / 2; ++i) {
+      x[j].pair[i] = reinterpret_cast<const uint32_t*>(&in[row + j][column])[i];
+    }
   }
+  ConvSilu(taps, x, y);
 }
 
-/// Slices of v: four rows' at a time in a warp. `first` and `step` count slices of rows.
-template <int kBlockSlices>
-__device__ void PrepareValues(const Args& a, const Rows& r, const Taps<4>& taps, int channel,
-                              int first, int step, float (*to)[kBlockSlices * kSliceRows]) {
-  const int lane = threadIdx.x % 32, slice = first % kBlockSlices;
-  for (int u = first; u < r.n * kBlockSlices; u += step) {
-    const int row = u / kBlockSlices;
-    Raw<4> x[kMaxTaps];
-    LoadTaps(a, r, row, channel, x);
-    KeepInput(a, r, row, channel, x[kMaxTaps - 1]);
-    float y[4];
-    ConvSilu(taps, x, y);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) to[row][slice * kSliceRows + lane % 8 * 4 + i] = y[i];
-  }
-}
+/// What a warp and a lane of it prepare: even warps q, odd ones k, a row at a time; slices of v,
+/// four at a time, begin at the other end.
+template <int kKeys, int kSlices>
+struct Preparer {
+  static constexpr int kN = kKeys / 32;
+  using S = Shared<kKeys, kSlices>;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int key_column = warp % 2 * kKeys + lane * kN;
+  const int value_column = 2 * kKeys + lane / 8 % kSlices * kSliceRows + lane % 8 * 4;
+  const Taps<kN> key_taps;
+  const Taps<4> value_taps;
 
-/// A lane a row: beta and e^g.
+  __device__ Preparer(const Args& a, const Place<kKeys, kSlices>& p)
+      : key_taps(a, p.Channel(a, key_column)), value_taps(a, p.Channel(a, value_column)) {}
+
+  __device__ __forceinline__ void Run(int n, S& shared) const {
+    const float scale = warp % 2 == 0 ? rsqrtf(static_cast<float>(kKeys)) : 1.0f;
+    float(*keys)[kKeys] = warp % 2 == 0 ? shared.q : shared.k;
+    for (int row = warp / 2; row < n; row += kWarps / 2) {
+      float y[kN];
+      ConvolveAt(shared.in, row, key_column, key_taps, y);
+      UnitLength(y, scale);
+#pragma unroll
+      for (int i = 0; i < kN; i += 2) {
+        *reinterpret_cast<float2*>(&keys[row][lane * kN + i]) = make_float2(y[i], y[i + 1]);
+      }
+    }
+    for (int u = (kWarps - 1 - warp) * 4 + lane / 8; u < n * kSlices; u += kWarps * 4) {
+      const int row = u / kSlices;
+      float y[4];
+      ConvolveAt(shared.in, row, value_column, value_taps, y);
+      *reinterpret_cast<float4*>(&shared.v[row][value_column - 2 * kKeys]) =
+          make_float4(y[0], y[1], y[2], y[3]);
+    }
+  }
+};
+
+/// A lane a row: beta and e^g; and the new rows' b and a into the ring.
 template <class S>
-__device__ void PrepareGates(const Args& a, const Rows& r, const Place& p, float a_log, float dt_bias,
-                             S& shared) {
+__device__ __forceinline__ void PrepareGates(const Args& a, const Rows& r, int head, bool keep,
+                                             float a_log, float dt_bias, S& shared) {
   const int row = threadIdx.x % 32;
   if (row >= r.n) return;
-  const int position = r.position(row);
   const bool is_new = row >= r.kept;
-  Bf16* ring = RingRow(a, r.s.slot, position) + a.channels + p.head;
+  Bf16* ring = RingRow(a, r.s.slot, r.position(row)) + a.channels + head;
   const Bf16* from = ring;
   if (is_new) {
     from = a.in + (r.s.first_row + static_cast<int64_t>(row - r.kept)) * a.in_width + a.channels +
-           a.v_heads * a.v_dim + p.head;
+           a.v_heads * a.v_dim + head;
   }
   const Bf16 b = LoadOne(from), alpha = LoadOne(from + a.v_heads);
-  if (is_new && p.first_slice == 0) {
+  if (is_new && keep) {
     ring[0] = b;
     ring[a.v_heads] = alpha;
   }
@@ -137,57 +186,92 @@ __device__ void PrepareGates(const Args& a, const Rows& r, const Place& p, float
   shared.decay[row] = expf(LogDecay(Float(alpha), a_log, dt_bias));
 }
 
-/// A lane's part of a row of the state: pieces of four numbers, 32 apart.
-template <int kKeys>
-struct StateRow {
-  float s[kKeys / kLanes];
+/// A lane's part of one row of the state a slice: pieces of four numbers, 32 apart.
+template <int kKeys, int kSlices>
+struct StateRows {
+  static constexpr int kN = kKeys / kLanes;
+  float s[kSlices][kN];
 
   __device__ __forceinline__ void Zero() {
 #pragma unroll
-    for (float& x : s) x = 0;
-  }
-  __device__ __forceinline__ void Load(const float* row, int lane) {
+    for (auto& row : s) {
 #pragma unroll
-    for (int j = 0; j < kKeys / 32; ++j) {
-      const float4 v = __ldcg(reinterpret_cast<const float4*>(row + j * 32 + lane * 4));
-      s[4 * j] = v.x, s[4 * j + 1] = v.y, s[4 * j + 2] = v.z, s[4 * j + 3] = v.w;
+      for (float& x : row) x = 0;
     }
   }
-  __device__ __forceinline__ void Store(float* row, int lane) const {
+  /// `at`: the lane's first piece of the first slice.
+  __device__ __forceinline__ void Load(const float* at) {
 #pragma unroll
-    for (int j = 0; j < kKeys / 32; ++j) {
-      __stcg(reinterpret_cast<float4*>(row + j * 32 + lane * 4),
-             make_float4(s[4 * j], s[4 * j + 1], s[4 * j + 2], s[4 * j + 3]));
+    for (int r = 0; r < kSlices; ++r) {
+#pragma unroll
+      for (int j = 0; j < kN; j += 4) {
+        const float4 v =
+            __ldcg(reinterpret_cast<const float4*>(at + r * kSliceRows * kKeys + j * kLanes));
+        s[r][j] = v.x, s[r][j + 1] = v.y, s[r][j + 2] = v.z, s[r][j + 3] = v.w;
+      }
     }
   }
-  /// The dot product with a vector in shared memory; every lane has it.
-  __device__ __forceinline__ float Dot(const float* x, int lane) const {
-    float sum[4] = {};
+  __device__ __forceinline__ void Store(float* at) const {
 #pragma unroll
-    for (int j = 0; j < kKeys / 32; ++j) {
-      const float4 v = *reinterpret_cast<const float4*>(x + j * 32 + lane * 4);
-      sum[0] = __fmaf_rn(s[4 * j], v.x, sum[0]);
-      sum[1] = __fmaf_rn(s[4 * j + 1], v.y, sum[1]);
-      sum[2] = __fmaf_rn(s[4 * j + 2], v.z, sum[2]);
-      sum[3] = __fmaf_rn(s[4 * j + 3], v.w, sum[3]);
+    for (int r = 0; r < kSlices; ++r) {
+#pragma unroll
+      for (int j = 0; j < kN; j += 4) {
+        __stcg(reinterpret_cast<float4*>(at + r * kSliceRows * kKeys + j * kLanes),
+               make_float4(s[r][j], s[r][j + 1], s[r][j + 2], s[r][j + 3]));
+      }
     }
-    float total = __fadd_rn(__fadd_rn(sum[0], sum[1]), __fadd_rn(sum[2], sum[3]));
+  }
+  /// The dot products with x; every lane has them.
+  __device__ __forceinline__ void Dots(const float (&x)[kN], float (&out)[kSlices]) const {
+#pragma unroll
+    for (int r = 0; r < kSlices; ++r) {
+      float sum[4] = {};
+#pragma unroll
+      for (int j = 0; j < kN; ++j) sum[j % 4] = __fmaf_rn(s[r][j], x[j], sum[j % 4]);
+      out[r] = __fadd_rn(__fadd_rn(sum[0], sum[1]), __fadd_rn(sum[2], sum[3]));
+    }
 #pragma unroll
     for (int mask = 1; mask < kLanes; mask *= 2) {
-      total = __fadd_rn(total, __shfl_xor_sync(~0u, total, mask));
+#pragma unroll
+      for (int r = 0; r < kSlices; ++r) {
+        out[r] = __fadd_rn(out[r], __shfl_xor_sync(~0u, out[r], mask));
+      }
     }
-    return total;
+  }
+  /// A lane's pieces of a vector in shared memory.
+  __device__ static __forceinline__ void Read(const float* from, float (&x)[kN]) {
+#pragma unroll
+    for (int j = 0; j < kN; j += 4) {
+      const float4 v =
+          *reinterpret_cast<const float4*>(from + j * kLanes + threadIdx.x % kLanes * 4);
+      x[j] = v.x, x[j + 1] = v.y, x[j + 2] = v.z, x[j + 3] = v.w;
+    }
   }
   /// S <- e^g S;  S <- S + beta (v - S k) k^T
-  __device__ __forceinline__ void Update(const float* k, float v, float beta, float decay, int lane) {
-    const float delta = __fmul_rn(beta, __fmaf_rn(-decay, Dot(k, lane), v));
+  __device__ __forceinline__ void Update(const Shared<kKeys, kSlices>& shared, int row) {
+    float k[kN], delta[kSlices];
+    Read(shared.k[row], k);
+    Dots(k, delta);
+    const float beta = shared.beta[row], decay = shared.decay[row];
 #pragma unroll
-    for (int j = 0; j < kKeys / 32; ++j) {
-      const float4 x = *reinterpret_cast<const float4*>(k + j * 32 + lane * 4);
-      s[4 * j] = __fmaf_rn(decay, s[4 * j], __fmul_rn(delta, x.x));
-      s[4 * j + 1] = __fmaf_rn(decay, s[4 * j + 1], __fmul_rn(delta, x.y));
-      s[4 * j + 2] = __fmaf_rn(decay, s[4 * j + 2], __fmul_rn(delta, x.z));
-      s[4 * j + 3] = __fmaf_rn(decay, s[4 * j + 3], __fmul_rn(delta, x.w));
+    for (int r = 0; r < kSlices; ++r) {
+      const float v = shared.v[row][r * kSliceRows + threadIdx.x / kLanes];
+      delta[r] = __fmul_rn(beta, __fmaf_rn(-decay, delta[r], v));
+#pragma unroll
+      for (int j = 0; j < kN; ++j) {
+        s[r][j] = __fmaf_rn(decay, s[r][j], __fmul_rn(delta[r], k[j]));
+      }
+    }
+  }
+  /// o = S q
+  __device__ __forceinline__ void Output(Shared<kKeys, kSlices>& shared, int row, int to) const {
+    float q[kN], o[kSlices];
+    Read(shared.q[row], q);
+    Dots(q, o);
+    if (threadIdx.x % kLanes != 0) return;
+#pragma unroll
+    for (int r = 0; r < kSlices; ++r) {
+      shared.o[to][r * kSliceRows + threadIdx.x / kLanes] = o[r];
     }
   }
 };
@@ -227,43 +311,41 @@ __device__ __forceinline__ void Wait() {
   __syncthreads();
 }
 
-/// kBlockSlices: a cluster's blocks have one each; else a block has them all.
-template <int kKeys, int kBlockSlices, bool kCluster>
-__global__ void __launch_bounds__(kBlockSlices* kSliceRows* kLanes)
+/// A hint, taken before the kernel ahead has ended: what the descriptor says now need not be what it
+/// will say.
+template <int kKeys, int kSlices>
+__device__ __forceinline__ void Prefetch(const Args& a, const Place<kKeys, kSlices>& p,
+                                         const float* states, int64_t slot_size) {
+  const DeltaSequence s = LoadSequence(a, blockIdx.y);
+  if (s.slot < 0 || s.slot >= a.slots || s.start <= 0) return;
+  const auto prefetch = [](const void* at) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+  };
+  constexpr int kFloats = kSlices * kSliceRows * kKeys;
+  for (int i = threadIdx.x * 32; i < kFloats; i += kThreads * 32) {
+    prefetch(states + s.slot * slot_size + i);
+  }
+  const int first = max(0, s.start - min(max(s.kept, 0), kDeltaDecodeRows) - (a.taps - 1));
+  EachPiece<Shared<kKeys, kSlices>::kWidth>(first, s.start, [&](int position, int column) {
+    if (column % 32 == 0) prefetch(RingRow(a, s.slot, position) + p.Channel(a, column));
+  });
+}
+
+/// kCluster: the blocks of a cluster have a head's slices, one each; else kSlices are all of them.
+template <int kKeys, int kSlices, bool kCluster>
+__global__ void __launch_bounds__(kThreads, kSlices == 1 ? 3 : 2)
     DeltaDecode(const __grid_constant__ Args a) {
-  constexpr int kN = kKeys / 32;
-  __shared__ __align__(16) Shared<kKeys, kBlockSlices> shared;
+  __shared__ __align__(16) Shared<kKeys, kSlices> shared;
   LetNextStart();
   Arrive<kCluster>();  // a block's shared memory is there once it has arrived
-  const Place p(a, kBlockSlices);
+  const Place<kKeys, kSlices> p(a);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int row_lane = threadIdx.x % kLanes;
-  const int64_t state_at =
-      (static_cast<int64_t>(p.head) * a.v_dim + p.first_slice * kSliceRows) * kKeys;
   const int64_t slot_size = static_cast<int64_t>(a.v_heads) * a.v_dim * kKeys;
+  float* const states = a.state + static_cast<int64_t>(p.value(a)) * kKeys;
 
-  // Constants, and a hint: what the descriptor says now need not be what it will say.
-  const int part = warp % 8, part_of = warp / 8;  // 0-2: q, 3-5: k, 6-7: v and the gates
-  const int keys = a.k_heads * kKeys;
-  const int key_channel = (part < 3 ? 0 : keys) + p.key_head * kKeys + lane * kN;
-  const int value_unit = (part_of * 2 + part - 6) * 4 + lane / 8;
-  const int value_channel = 2 * keys + p.head * a.v_dim +
-                            (p.first_slice + value_unit % kBlockSlices) * kSliceRows + lane % 8 * 4;
-  const Taps<kN> key_taps(a, part < 6 ? key_channel : 0);
-  const Taps<4> value_taps(a, part < 6 ? 0 : value_channel);
+  Prefetch(a, p, states, slot_size);
+  const Preparer<kKeys, kSlices> preparer(a, p);
   const float a_log = a.a_log[p.head], dt_bias = a.dt_bias[p.head];
-  const int norm_row = warp / kBlockSlices, norm_slice = warp % kBlockSlices;
-  const int norm_at = (p.first_slice + norm_slice) * kSliceRows + lane;
-  const float norm = a.norm[norm_at];
-  {
-    const int slot = __ldcg(&a.sequences[blockIdx.y].slot);
-    if (slot >= 0 && slot < a.slots && threadIdx.x % 2 == 0) {
-      const char* at = reinterpret_cast<const char*>(a.state + slot * slot_size + state_at);
-      if (threadIdx.x * 64 < kBlockSlices * kSliceRows * kKeys * 4) {
-        asm volatile("prefetch.global.L2 [%0];" ::"l"(at + threadIdx.x * 64));
-      }
-    }
-  }
   WaitForPrevious();
 
   Rows r{LoadSequence(a, blockIdx.y), 0, 0};
@@ -273,67 +355,58 @@ __global__ void __launch_bounds__(kBlockSlices* kSliceRows* kLanes)
     Wait<kCluster>();
     return;
   }
-  float* const state =
-      a.state + r.s.slot * slot_size + state_at + static_cast<int64_t>(threadIdx.x / kLanes) * kKeys;
-  StateRow<kKeys> row;
+  LoadInputs(a, r, p, shared);
+  float* const state = states + r.s.slot * slot_size + threadIdx.x / kLanes * kKeys +
+                       threadIdx.x % kLanes * 4;
+  StateRows<kKeys, kSlices> rows;
   if (r.s.start == 0) {
-    row.Zero();
+    rows.Zero();
   } else {
-    row.Load(state, row_lane);
+    rows.Load(state);
   }
-  const bool norms = norm_row < r.n - r.kept;
-  const int64_t batch_row = r.s.first_row + static_cast<int64_t>(norm_row);
-  float z = 0;
-  if (norms) {
-    z = Float(LoadOne(a.in + batch_row * a.in_width + a.channels + p.head * a.v_dim + norm_at));
+  if (warp == kGateWarp) {
+    PrepareGates(a, r, p.head, p.first_slice == 0, a_log, dt_bias, shared);
   }
-
-  if (part < 6) {
-    const float scale = part < 3 ? rsqrtf(static_cast<float>(kKeys)) : 1.0f;
-    PrepareKeys<kKeys>(a, r, key_taps, key_channel, scale, p.writes_keys, part_of * 3 + part % 3,
-                       3 * kBlockSlices, part < 3 ? shared.q : shared.k);
-  } else {
-    if (warp == 7) PrepareGates(a, r, p, a_log, dt_bias, shared);
-    PrepareValues<kBlockSlices>(a, r, value_taps, value_channel, value_unit, 8 * kBlockSlices,
-                                shared.v);
-  }
+  WaitForCopies();
+  __syncthreads();
+  preparer.Run(r.n, shared);
   __syncthreads();
 
-  const int block_row = threadIdx.x / kLanes;
-  for (int i = 0; i < r.kept; ++i) {
-    row.Update(shared.k[i], shared.v[i][block_row], shared.beta[i], shared.decay[i], row_lane);
-  }
+  for (int i = 0; i < r.kept; ++i) rows.Update(shared, i);
   const bool tentative = r.s.tentative != 0 && !a.fold_only;
-  if (tentative && (r.kept > 0 || r.s.start == 0)) row.Store(state, row_lane);
+  if (tentative && (r.kept > 0 || r.s.start == 0)) rows.Store(state);
   for (int i = r.kept; i < r.n; ++i) {
-    row.Update(shared.k[i], shared.v[i][block_row], shared.beta[i], shared.decay[i], row_lane);
-    const float o = row.Dot(shared.q[i], row_lane);
-    if (row_lane == 0) shared.o[i - r.kept][block_row] = o;
+    rows.Update(shared, i);
+    rows.Output(shared, i, i - r.kept);
   }
-  if (!tentative) row.Store(state, row_lane);
   __syncthreads();
 
   Wait<kCluster>();
-  float o = 0;
-  if (norms) {
-    o = shared.o[norm_row][norm_slice * kSliceRows + lane];
-    ShareSquares<kCluster>(SumOfWarp(o * o), norm_row, p.first_slice + norm_slice, shared);
+  const int units = (r.n - r.kept) * kSlices;
+  for (int u = warp; u < units; u += kWarps) {
+    const float o = shared.o[u / kSlices][u % kSlices * kSliceRows + lane];
+    ShareSquares<kCluster>(SumOfWarp(o * o), u / kSlices, p.first_slice + u % kSlices, shared);
   }
   Arrive<kCluster>();
+  if (!tentative) rows.Store(state);
+  KeepInputs(a, r, p, shared);
   Wait<kCluster>();
-  if (norms) {
+  for (int u = warp; u < units; u += kWarps) {
+    const int row = u / kSlices, column = u % kSlices * kSliceRows + lane;
     float sum = 0;
-    for (int i = 0; i < a.v_dim / kSliceRows; ++i) sum += shared.squares[norm_row][i];
+    for (int i = 0; i < a.v_dim / kSliceRows; ++i) sum += shared.squares[row][i];
     const float inverse = rsqrtf(sum / static_cast<float>(a.v_dim) + a.norm_eps);
-    a.out[batch_row * (a.v_heads * a.v_dim) + p.head * a.v_dim + norm_at] =
-        Round(o * inverse * norm * Silu(z));
+    const float norm = a.norm[p.first_slice * kSliceRows + column];
+    const int64_t batch_row = r.s.first_row + static_cast<int64_t>(row);
+    a.out[batch_row * (a.v_heads * a.v_dim) + p.value(a) + column] =
+        Round(shared.o[row][column] * inverse * norm * Silu(Float(shared.z[row][column])));
   }
 }
 
-template <int kKeys, int kBlockSlices, bool kCluster>
-Result<void> Launch(const Args& args, cudaStream_t stream) {
-  const auto kernel = DeltaDecode<kKeys, kBlockSlices, kCluster>;
-  const int blocks = args.v_dim / (kSliceRows * kBlockSlices);
+template <int kKeys, int kSlices, bool kCluster>
+Result<void> Launch(const Args& args, bool dependent, cudaStream_t stream) {
+  const auto kernel = DeltaDecode<kKeys, kSlices, kCluster>;
+  const int blocks = args.v_dim / (kSliceRows * kSlices);
   // Launches share a multiprocessor only if they want it divided alike (sm90_linear_decode.cu).
   NIBBLE_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
                                        cudaSharedmemCarveoutMaxShared));
@@ -341,35 +414,36 @@ Result<void> Launch(const Args& args, cudaStream_t stream) {
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[0].val.programmaticStreamSerializationAllowed = 1;
   attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+  attributes[1].val.clusterDim.x = static_cast<unsigned>(blocks);
+  attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(args.v_heads * blocks, args.n_sequences);
-  config.blockDim = dim3(kBlockSlices * kSliceRows * kLanes);
+  config.blockDim = dim3(kThreads);
   config.stream = stream;
   config.attrs = attributes;
-  config.numAttrs = kCluster ? 2 : 0;
+  config.numAttrs = kCluster ? 2 : dependent ? 1 : 0;
   NIBBLE_CUDA_TRY(cudaLaunchKernelEx(&config, kernel, args));
   return {};
 }
 
 template <int kKeys>
-Result<void> LaunchFor(const Args& args, bool clusters, cudaStream_t stream) {
-  if (clusters) return Launch<kKeys, 1, true>(args, stream);
-  return args.v_dim == 64 ? Launch<kKeys, 2, false>(args, stream)
-                          : Launch<kKeys, 4, false>(args, stream);
+Result<void> LaunchFor(const Args& args, DecodeForm form, cudaStream_t stream) {
+  if (form.clusters) return Launch<kKeys, 1, true>(args, true, stream);
+  return args.v_dim == 64 ? Launch<kKeys, 2, false>(args, form.dependent, stream)
+                          : Launch<kKeys, 4, false>(args, form.dependent, stream);
 }
 
 }  // namespace
 
-Result<bool> HasClusters() {
+Result<DecodeForm> DecodeFormFor(const Args& args) {
   cudaFuncAttributes attributes{};
   NIBBLE_CUDA_TRY(cudaFuncGetAttributes(&attributes, DeltaDecode<128, 1, true>));
-  return attributes.ptxVersion >= 90;  // of the code that was chosen for this device
+  const bool hopper = attributes.ptxVersion >= 90;  // of the code that was chosen for this device
+  return DecodeForm{hopper && args.n_sequences * args.v_heads < kWorthWholeHeads, hopper};
 }
 
-Result<void> LaunchDecode(const Args& args, bool clusters, cudaStream_t stream) {
-  return args.k_dim == 64 ? LaunchFor<64>(args, clusters, stream)
-                          : LaunchFor<128>(args, clusters, stream);
+Result<void> LaunchDecode(const Args& args, DecodeForm form, cudaStream_t stream) {
+  return args.k_dim == 64 ? LaunchFor<64>(args, form, stream) : LaunchFor<128>(args, form, stream);
 }
 
 }  // namespace nibble::cuda::delta
@@ -378,8 +452,8 @@ namespace nibble::cuda {
 
 Result<void> LaunchDeltaDecode(const DeltaParams& params, cudaStream_t stream) {
   NIBBLE_TRY(const delta::Args args, delta::CheckedArgs(params));
-  NIBBLE_TRY(const bool clusters, delta::HasClusters());
-  return delta::LaunchDecode(args, clusters, stream);
+  NIBBLE_TRY(const delta::DecodeForm form, delta::DecodeFormFor(args));
+  return delta::LaunchDecode(args, form, stream);
 }
 
 }  // namespace nibble::cuda

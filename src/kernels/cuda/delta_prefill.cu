@@ -27,10 +27,14 @@ __device__ __forceinline__ void PrepareRun(const Args& a, const Chunk& c, int fi
   const Taps<kN> taps(a, channel);
   Raw<kN> x[kRunRows + kMaxTaps - 1];
   const int start = c.s.start + c.row + first;
+  const int reach = min(a.taps - 1, start);  // rows before the first that a tap reads
 #pragma unroll
   for (int i = 0; i < kRunRows + kMaxTaps - 1; ++i) {
     const int row = i - (kMaxTaps - 1);
-    x[i] = first + row < c.n ? LoadInput<kN>(a, c.s, start + row, 0, channel) : Raw<kN>{};
+    x[i] = Raw<kN>{};
+    if (row >= -reach && first + row < c.n) {
+      x[i] = LoadRaw<kN>(InputRow(a, c.s, start + row) + channel);
+    }
   }
 #pragma unroll
   for (int i = 0; i < kRunRows; ++i) {
@@ -360,8 +364,8 @@ Result<void> LaunchPrefill(const DeltaParams& params, int chunk, cudaStream_t st
   }
   Args fold = f.a;
   fold.fold_only = true;
-  NIBBLE_TRY(const bool clusters, HasClusters());
-  NIBBLE_CHECK_OK(LaunchDecode(fold, clusters, stream));
+  NIBBLE_TRY(const DecodeForm form, DecodeFormFor(fold));
+  NIBBLE_CHECK_OK(LaunchDecode(fold, form, stream));
   f.chunks = static_cast<int>(chunks);
   f.length = SegmentLength(params.n_sequences);
   for (f.first = 0; f.first < params.rows; f.first += f.length) {

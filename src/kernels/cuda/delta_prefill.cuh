@@ -54,13 +54,6 @@ __device__ __forceinline__ void MmaTf32(float (&d)[4], const float (&a)[4], floa
         "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b.x)), "r"(__float_as_uint(b.y)));
 }
 
-__device__ __forceinline__ void CopyAsync16(uint32_t to, const void* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-}
-__device__ __forceinline__ void WaitForCopies() {
-  asm volatile("cp.async.wait_all;" ::: "memory");
-}
-
 /// Rows and chunks of a sequence in a segment.
 __device__ __forceinline__ int SegmentRows(const PrefillArgs& f, int n_rows) {
   return max(0, min(n_rows - f.first, f.length));
