@@ -88,13 +88,17 @@ void DeltaTruth::RunHead(int64_t head, const std::vector<double>& x, const Bf16*
   const int64_t channels = s.channels(), keys = s.k_heads * s.k_dim;
   const int64_t key_head = head / (s.v_heads / s.k_heads);
   std::vector<double> q(s.k_dim), k(s.k_dim), v(s.v_dim), o(s.v_dim), error(s.v_dim);
+  std::vector<double> rounding(std::max(s.k_dim, s.v_dim));  // of the last convolution, in fp32
   const auto convolve = [&](int64_t t, int64_t channel, std::vector<double>& to) {
     for (size_t i = 0; i < to.size(); ++i) {
-      double sum = 0;
+      double sum = 0, magnitude = 0;
       for (int64_t j = 0; j < s.taps; ++j) {
-        sum += double(layer_.conv[j * channels + channel + i]) * x[(t + j) * channels + channel + i];
+        const double product =
+            double(layer_.conv[j * channels + channel + i]) * x[(t + j) * channels + channel + i];
+        sum += product, magnitude += std::abs(product);
       }
       to[i] = sum * Sigmoid(sum);
+      rounding[i] = 0x1p-22 * magnitude;
     }
   };
   const auto normalize = [&](std::vector<double>& a, double scale) {
@@ -132,7 +136,8 @@ void DeltaTruth::RunHead(int64_t head, const std::vector<double>& x, const Bf16*
       }
       double& e = state_error[head * s.v_dim + r];
       e = decay * e + unit * (length * (1 + std::abs(g)) + std::abs(delta) +
-                              beta * (std::abs(v[r]) + length));
+                              beta * (std::abs(v[r]) + length)) +
+          beta * rounding[r];
       o[r] = result;
       error[r] = q_length * (e + 2 * unit * (length + std::abs(delta)));
       squares += result * result, errors += error[r] * error[r];

@@ -28,12 +28,17 @@ __device__ __forceinline__ void PrepareRun(const Args& a, const Chunk& c, int fi
   Raw<kN> x[kRunRows + kMaxTaps - 1];
   const int start = c.s.start + c.row + first;
   const int reach = min(a.taps - 1, start);  // rows before the first that a tap reads
+  const Bf16* in = InputRow(a, c.s, start) + channel;
 #pragma unroll
   for (int i = 0; i < kRunRows + kMaxTaps - 1; ++i) {
     const int row = i - (kMaxTaps - 1);
     x[i] = Raw<kN>{};
-    if (row >= -reach && first + row < c.n) {
-      x[i] = LoadRaw<kN>(InputRow(a, c.s, start + row) + channel);
+    if (row < 0) {
+      if (row >= -reach && first + row < c.n) {
+        x[i] = LoadRaw<kN>(InputRow(a, c.s, start + row) + channel);
+      }
+    } else if (first + row < c.n) {
+      x[i] = LoadRaw<kN>(in + static_cast<int64_t>(row) * a.in_width);
     }
   }
 #pragma unroll
@@ -56,7 +61,7 @@ __device__ __forceinline__ void PrepareRun(const Args& a, const Chunk& c, int fi
 
 /// A warp: 16 rows of a head of q, k or v. Grid: (heads by a block's, chunks).
 template <int kKeys, int kValues, int kChunk>
-__global__ void __launch_bounds__(kRowThreads) DeltaPrepare(const __grid_constant__ PrefillArgs f) {
+__global__ void __launch_bounds__(kRowThreads, 3) DeltaPrepare(const __grid_constant__ PrefillArgs f) {
   constexpr int kRuns = kChunk / kRunRows, kHeads = kRowThreads / 32 / kRuns;
   const Args& a = f.a;
   const Chunk c = FindChunk<kChunk>(f, blockIdx.y);
@@ -133,15 +138,16 @@ __device__ __forceinline__ void ChunkGates(const PrefillArgs& f, const Chunk& c,
   }
 }
 
-/// A column of (I + L)^-1, top to bottom.
-template <int kChunk>
+/// A column of (I + L)^-1, top to bottom, from row kFirst on: above it are zeros.
+template <int kChunk, int kFirst>
 __device__ __forceinline__ void SolveColumn(const float (&lower)[kChunk][kChunk + 4], int column,
-                                            float (&t)[kChunk]) {
+                                            float beta, float* to) {
+  float t[kChunk];
 #pragma unroll
-  for (int i = 0; i < kChunk; ++i) {
+  for (int i = kFirst; i < kChunk; ++i) {
     float sum[4] = {i == column ? 1.0f : 0.0f, 0, 0, 0};
 #pragma unroll
-    for (int j = 0; j < i; j += 4) {
+    for (int j = kFirst; j < i; j += 4) {
       const float4 l = *reinterpret_cast<const float4*>(&lower[i][j]);
       sum[0] = __fmaf_rn(-l.x, t[j], sum[0]);
       if (j + 1 < i) sum[1] = __fmaf_rn(-l.y, t[j + 1], sum[1]);
@@ -150,6 +156,8 @@ __device__ __forceinline__ void SolveColumn(const float (&lower)[kChunk][kChunk 
     }
     t[i] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
   }
+#pragma unroll
+  for (int i = 0; i < kChunk; ++i) to[i * kChunk] = i < kFirst ? 0.0f : ToTf32(t[i] * beta);
 }
 
 /// A block: a key head of a chunk, all value heads that read it; a warp has 16 rows of the products.
@@ -217,13 +225,14 @@ __global__ void __launch_bounds__(2 * kChunk) DeltaChunk(const __grid_constant__
     __syncthreads();
     const int h = base + threadIdx.x / kChunk, col = threadIdx.x % kChunk;
     if (h < group) {
-      float column[kChunk];
-      SolveColumn<kChunk>(m.lower[threadIdx.x / kChunk], col, column);
+      const auto& lower = m.lower[threadIdx.x / kChunk];
       float* to = f.t + (static_cast<int64_t>(blockIdx.y) * a.v_heads + first_head + h) * kChunk * kChunk +
                   col / 8 * 8 + SlotOf(col % 8);
-      const float beta = m.beta[h][col];
-#pragma unroll
-      for (int i = 0; i < kChunk; ++i) to[i * kChunk] = ToTf32(column[i] * beta);
+      if (col < kChunk / 2) {
+        SolveColumn<kChunk, 0>(lower, col, m.beta[h][col], to);
+      } else {
+        SolveColumn<kChunk, kChunk / 2>(lower, col, m.beta[h][col], to);
+      }
     }
   }
 }

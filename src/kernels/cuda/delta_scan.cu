@@ -1,29 +1,40 @@
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/delta_prefill.cuh"
 
-// The sequential part of delta_prefill.cuh. A warp carries 16 rows of S in the layout in which a mma
-// leaves them; transposed, each product of a chunk takes what the one before it left in registers:
+// The sequential part of delta_prefill.cuh. A block carries a slice of a head, 32 rows of S, and four
+// warps share each product of a chunk by its columns, so that a tile of K, Q, T or P meets both halves
+// of the rows; what one product leaves, all four read in the next, through shared memory:
 //   X^T = V^T - S0 K^T;  V'^T = X^T T^T;  O^T = S0 Q^T + V'^T P^T;  S1 = S0 + V'^T K
-// K, Q, T and P come through shared memory, chunk after chunk, copied by two other warps.
+// Two other warps copy: K and Q a chunk ahead, T as soon as its last reader is done, P while X is made.
 
 namespace nibble::cuda::delta {
 namespace {
 
-constexpr int kWarps = 2;  // that compute: a slice of a head
+constexpr int kWarps = 4;  // that compute
 constexpr int kCopyThreads = 64;
 constexpr int kThreads = 32 * kWarps + kCopyThreads;
-static_assert(16 * kWarps == kSliceRows);
+constexpr int kHalves = kSliceRows / 16;  // a mma has 16 rows
+
+/// Rows of 8 banks more than a multiple of 32: a mma's eight rows lie in different ones.
+template <int kRows, int kCols>
+using Tile = float[kRows][kCols + 8];
 
 template <int kKeys, int kChunk>
-struct Stage {
-  // Rows of 8 banks more: a mma's eight rows lie in different ones.
-  float k[kChunk][kKeys + 8], q[kChunk][kKeys + 8];
-  float t[kChunk][kChunk + 8], p[kChunk][kChunk + 8];
+struct Keys {
+  Tile<kChunk, kKeys> k, q;
   float growth[kChunk], fade[kChunk];
 };
 
-template <int kRows, int kCols, int kPitch>
-__device__ __forceinline__ void CopyTile(float (&to)[kRows][kPitch], const float* from, int thread) {
+template <int kKeys, int kChunk, int kStages>
+struct Shared {
+  Keys<kKeys, kChunk> keys[kStages];
+  Tile<kChunk, kChunk> t, p;
+  Tile<kSliceRows, kKeys> s;  // TF32, as the next three
+  Tile<kSliceRows, kChunk> x, v, faded;
+};
+
+template <int kRows, int kCols>
+__device__ __forceinline__ void CopyTile(Tile<kRows, kCols>& to, const float* from, int thread) {
   constexpr int kPieces = kCols / 4;
 #pragma unroll 8
   for (int i = thread; i < kRows * kPieces; i += kCopyThreads) {
@@ -31,189 +42,320 @@ __device__ __forceinline__ void CopyTile(float (&to)[kRows][kPitch], const float
   }
 }
 
-template <int kKeys, int kChunk>
-__device__ __forceinline__ void CopyStage(const PrefillArgs& f, int chunk, int head, int thread,
-                                          Stage<kKeys, kChunk>& stage) {
-  const int key_head = head / (f.a.v_heads / f.a.k_heads);
-  const int64_t keys = (static_cast<int64_t>(chunk) * f.a.k_heads + key_head) * kChunk * kKeys;
-  const int64_t values = static_cast<int64_t>(chunk) * f.a.v_heads + head;
-  CopyTile<kChunk, kKeys>(stage.k, f.k + keys, thread);
-  CopyTile<kChunk, kKeys>(stage.q, f.q + keys, thread);
-  CopyTile<kChunk, kChunk>(stage.t, f.t + values * kChunk * kChunk, thread);
-  CopyTile<kChunk, kChunk>(stage.p, f.p + values * kChunk * kChunk, thread);
-  if (thread < kChunk / 4) {
-    CopyAsync16(SharedAddress(stage.growth + 4 * thread), f.growth + values * kChunk + 4 * thread);
-    CopyAsync16(SharedAddress(stage.fade + 4 * thread), f.fade + values * kChunk + 4 * thread);
-  }
+__device__ __forceinline__ void CommitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+/// All but the last kGroups.
+template <int kGroups>
+__device__ __forceinline__ void WaitForGroups() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
 }
 
-/// What a mma left, as the next one takes it.
-__device__ __forceinline__ void AsOperand(const float (&c)[4], float (&a)[4]) {
-  a[0] = ToTf32(c[0]), a[1] = ToTf32(c[2]), a[2] = ToTf32(c[1]), a[3] = ToTf32(c[3]);
-}
+/// What the copying warps do, against the barriers of RunChunk().
+template <int kKeys, int kChunk, int kStages>
+struct Copier {
+  const PrefillArgs& f;
+  Shared<kKeys, kChunk, kStages>& m;
+  const int head, key_head, first, thread;
+
+  __device__ __forceinline__ int64_t Head(int c) const {
+    return static_cast<int64_t>(first + c) * f.a.v_heads + head;
+  }
+  __device__ __forceinline__ void CopyKeys(int c) const {
+    Keys<kKeys, kChunk>& to = m.keys[c % kStages];
+    const int64_t at =
+        (static_cast<int64_t>(first + c) * f.a.k_heads + key_head) * kChunk * kKeys;
+    CopyTile<kChunk, kKeys>(to.k, f.k + at, thread);
+    CopyTile<kChunk, kKeys>(to.q, f.q + at, thread);
+    if (thread < kChunk / 4) {
+      CopyAsync16(SharedAddress(to.growth + 4 * thread), f.growth + Head(c) * kChunk + 4 * thread);
+      CopyAsync16(SharedAddress(to.fade + 4 * thread), f.fade + Head(c) * kChunk + 4 * thread);
+    }
+    CommitCopies();
+  }
+  __device__ __forceinline__ void CopyT(int c) const {
+    CopyTile<kChunk, kChunk>(m.t, f.t + Head(c) * kChunk * kChunk, thread);
+    CommitCopies();
+  }
+  __device__ __forceinline__ void CopyP(int c) const {
+    CopyTile<kChunk, kChunk>(m.p, f.p + Head(c) * kChunk * kChunk, thread);
+    CommitCopies();
+  }
+
+  __device__ __forceinline__ void Run(int chunks) const {
+    CopyKeys(0);
+    CopyT(0);
+    WaitForGroups<0>();
+    __syncthreads();
+    for (int c = 0; c < chunks; ++c) {
+      const bool more = c + 1 < chunks;
+      CopyP(c);
+      if (kStages > 1 && more) CopyKeys(c + 1);
+      if (kStages > 1 && more) {
+        WaitForGroups<2>();  // T
+      } else {
+        WaitForGroups<1>();
+      }
+      __syncthreads();  // X
+      if (kStages > 1 && more) {
+        WaitForGroups<1>();  // P
+      } else {
+        WaitForGroups<0>();
+      }
+      __syncthreads();  // V'
+      if (more) CopyT(c + 1);
+      if (kStages > 1 && more) WaitForGroups<1>();  // the next keys
+      __syncthreads();                              // S
+      if (kStages == 1 && more) {
+        CopyKeys(c + 1);
+        WaitForGroups<0>();
+        __syncthreads();
+      }
+    }
+  }
+};
 
 __device__ __forceinline__ float2 LoadPair(const float* p) {
   return *reinterpret_cast<const float2*>(p);
 }
 
-/// 16 rows of S through one chunk. v: of these rows, [chunk][v_dim], replaced by o.
-template <int kKeys, int kChunk>
-__device__ __forceinline__ void RunChunk(const Stage<kKeys, kChunk>& m, float* v, int v_dim,
-                                         float (&s)[kKeys / 8][4]) {
-  constexpr int kTiles = kChunk / 8, kKeyTiles = kKeys / 8;
-  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const int row = Token(g), low = Token(2 * t), high = Token(2 * t + 1);
-  float x[kTiles][4], y[kTiles][4], o[kTiles][4];
-#pragma unroll
-  for (int j = 0; j < kTiles; ++j) {
-    const float* at = v + (8 * j + low) * v_dim + g;
-    const float* next = v + (8 * j + high) * v_dim + g;
-    x[j][0] = __ldcg(at), x[j][1] = __ldcg(next);
-    x[j][2] = __ldcg(at + 8), x[j][3] = __ldcg(next + 8);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) y[j][i] = o[j][i] = 0;
-  }
-#pragma unroll
-  for (int n = 0; n < kKeyTiles; ++n) {
-    float a[4];
-    AsOperand(s[n], a);
-#pragma unroll
-    for (int j = 0; j < kTiles; ++j) {
-      MmaTf32(y[j], a, LoadPair(&m.k[8 * j + row][8 * n + 2 * t]));
-      MmaTf32(o[j], a, LoadPair(&m.q[8 * j + row][8 * n + 2 * t]));
-    }
-  }
-#pragma unroll
-  for (int j = 0; j < kTiles; ++j) {
-    const float grown[2] = {m.growth[8 * j + low], m.growth[8 * j + high]};
-    float z[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      z[i] = __fmaf_rn(-grown[i % 2], y[j][i], x[j][i]);
-      o[j][i] *= grown[i % 2];
-      y[j][i] = 0;
-    }
-    AsOperand(z, x[j]);
-  }
-#pragma unroll
-  for (int l = 0; l < kTiles; ++l) {
-#pragma unroll
-    for (int j = l; j < kTiles; ++j) {
-      MmaTf32(y[j], x[l], LoadPair(&m.t[8 * j + row][8 * l + 2 * t]));
-    }
-  }
-#pragma unroll
-  for (int l = 0; l < kTiles; ++l) {
-    float a[4];
-    AsOperand(y[l], a);
-#pragma unroll
-    for (int j = l; j < kTiles; ++j) {
-      MmaTf32(o[j], a, LoadPair(&m.p[8 * j + row][8 * l + 2 * t]));
-    }
-  }
-#pragma unroll
-  for (int j = 0; j < kTiles; ++j) {
-    float* at = v + (8 * j + low) * v_dim + g;
-    float* next = v + (8 * j + high) * v_dim + g;
-    at[0] = o[j][0], next[0] = o[j][1], at[8] = o[j][2], next[8] = o[j][3];
-  }
-  const float total = m.growth[kChunk - 1];
-#pragma unroll
-  for (int n = 0; n < kKeyTiles; ++n) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) s[n][i] *= total;
-  }
-#pragma unroll
-  for (int l = 0; l < kTiles; ++l) {
-    const float fade[2] = {m.fade[8 * l + low], m.fade[8 * l + high]};
-    float z[4], a[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) z[i] = y[l][i] * fade[i % 2];
-    AsOperand(z, a);
-#pragma unroll
-    for (int n = 0; n < kKeyTiles; ++n) {
-      MmaTf32(s[n], a, make_float2(m.k[8 * l + low][8 * n + g], m.k[8 * l + high][8 * n + g]));
-    }
-  }
+/// 16 rows and 8 columns of a tile as a mma's left operand.
+template <int kPitch>
+__device__ __forceinline__ void LoadOperand(const float (*tile)[kPitch], int row, int column,
+                                            float (&a)[4]) {
+  const float2 low = LoadPair(&tile[row][column]), high = LoadPair(&tile[row + 8][column]);
+  a[0] = low.x, a[1] = high.x, a[2] = low.y, a[3] = high.y;
 }
+
+/// What a mma left, into a tile of TF32.
+template <int kPitch>
+__device__ __forceinline__ void StoreResult(const float (&c)[4], float (*tile)[kPitch], int row,
+                                            int column) {
+  *reinterpret_cast<float2*>(&tile[row][column]) = make_float2(ToTf32(c[0]), ToTf32(c[1]));
+  *reinterpret_cast<float2*>(&tile[row + 8][column]) = make_float2(ToTf32(c[2]), ToTf32(c[3]));
+}
+
+/// A warp's share of the slice: a quarter of a chunk's tokens, and of the columns of S.
+template <int kKeys, int kChunk, int kStages>
+struct Worker {
+  static constexpr int kTokens = kChunk / 8 / kWarps, kColumns = kKeys / 8 / kWarps;  // tiles
+  Shared<kKeys, kChunk, kStages>& m;
+  const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  const int row = Token(g), low = Token(2 * t), high = Token(2 * t + 1);
+  float s[kHalves][kColumns][4];
+
+  __device__ __forceinline__ int token(int j) const { return 8 * (warp * kTokens + j); }
+  __device__ __forceinline__ int column(int n) const { return 8 * (warp * kColumns + n); }
+
+  /// state: of the slice's first row.
+  __device__ __forceinline__ void Load(const float* state, bool fresh) {
+#pragma unroll
+    for (int h = 0; h < kHalves; ++h) {
+#pragma unroll
+      for (int n = 0; n < kColumns; ++n) {
+        float2 a = make_float2(0, 0), b = a;
+        if (!fresh) {
+          const float* at = state + (16 * h + g) * kKeys + column(n) + 2 * t;
+          a = __ldcg(reinterpret_cast<const float2*>(at));
+          b = __ldcg(reinterpret_cast<const float2*>(at + 8 * kKeys));
+        }
+        s[h][n][0] = a.x, s[h][n][1] = a.y, s[h][n][2] = b.x, s[h][n][3] = b.y;
+      }
+    }
+    Publish();
+  }
+  __device__ __forceinline__ void Store(float* state) const {
+#pragma unroll
+    for (int h = 0; h < kHalves; ++h) {
+#pragma unroll
+      for (int n = 0; n < kColumns; ++n) {
+        float* at = state + (16 * h + g) * kKeys + column(n) + 2 * t;
+        *reinterpret_cast<float2*>(at) = make_float2(s[h][n][0], s[h][n][1]);
+        *reinterpret_cast<float2*>(at + 8 * kKeys) = make_float2(s[h][n][2], s[h][n][3]);
+      }
+    }
+  }
+  __device__ __forceinline__ void Publish() {
+#pragma unroll
+    for (int h = 0; h < kHalves; ++h) {
+#pragma unroll
+      for (int n = 0; n < kColumns; ++n) {
+        StoreResult(s[h][n], m.s, 16 * h + g, column(n) + 2 * t);
+      }
+    }
+  }
+
+  /// The slice through chunk c. v: of its first row, [chunk][v_dim], replaced by o.
+  __device__ __forceinline__ void RunChunk(int c, float* v, int v_dim) {
+    const Keys<kKeys, kChunk>& keys = m.keys[c % kStages];
+    float x[kHalves][kTokens][4], y[kHalves][kTokens][4] = {}, o[kHalves][kTokens][4] = {};
+#pragma unroll
+    for (int j = 0; j < kTokens; ++j) {
+#pragma unroll
+      for (int h = 0; h < kHalves; ++h) {
+        const float* at = v + (token(j) + low) * v_dim + 16 * h + g;
+        const float* next = v + (token(j) + high) * v_dim + 16 * h + g;
+        x[h][j][0] = __ldcg(at), x[h][j][1] = __ldcg(next);
+        x[h][j][2] = __ldcg(at + 8), x[h][j][3] = __ldcg(next + 8);
+      }
+    }
+#pragma unroll
+    for (int l = 0; l < kKeys; l += 8) {
+      float a[kHalves][4];
+#pragma unroll
+      for (int h = 0; h < kHalves; ++h) LoadOperand(m.s, 16 * h + g, l + 2 * t, a[h]);
+#pragma unroll
+      for (int j = 0; j < kTokens; ++j) {
+        const float2 k = LoadPair(&keys.k[token(j) + row][l + 2 * t]);
+        const float2 q = LoadPair(&keys.q[token(j) + row][l + 2 * t]);
+#pragma unroll
+        for (int h = 0; h < kHalves; ++h) {
+          MmaTf32(y[h][j], a[h], k);
+          MmaTf32(o[h][j], a[h], q);
+        }
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kTokens; ++j) {
+      const float grown[2] = {keys.growth[token(j) + low], keys.growth[token(j) + high]};
+#pragma unroll
+      for (int h = 0; h < kHalves; ++h) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          x[h][j][i] = __fmaf_rn(-grown[i % 2], y[h][j][i], x[h][j][i]);
+          o[h][j][i] *= grown[i % 2];
+          y[h][j][i] = 0;
+        }
+        StoreResult(x[h][j], m.x, 16 * h + g, token(j) + 2 * t);
+      }
+    }
+    __syncthreads();  // X
+    MultiplyLower(m.x, m.t, y);
+#pragma unroll
+    for (int j = 0; j < kTokens; ++j) {
+      const float fade[2] = {keys.fade[token(j) + low], keys.fade[token(j) + high]};
+#pragma unroll
+      for (int h = 0; h < kHalves; ++h) {
+        StoreResult(y[h][j], m.v, 16 * h + g, token(j) + 2 * t);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) y[h][j][i] *= fade[i % 2];
+        StoreResult(y[h][j], m.faded, 16 * h + g, token(j) + 2 * t);
+      }
+    }
+    __syncthreads();  // V'
+    UpdateState(keys);
+    MultiplyLower(m.v, m.p, o);
+#pragma unroll
+    for (int j = 0; j < kTokens; ++j) {
+#pragma unroll
+      for (int h = 0; h < kHalves; ++h) {
+        float* at = v + (token(j) + low) * v_dim + 16 * h + g;
+        float* next = v + (token(j) + high) * v_dim + 16 * h + g;
+        at[0] = o[h][j][0], next[0] = o[h][j][1], at[8] = o[h][j][2], next[8] = o[h][j][3];
+      }
+    }
+    __syncthreads();  // S
+  }
+
+  /// out += a lower^T, of a lower triangle's rows: the warp's tokens.
+  __device__ __forceinline__ void MultiplyLower(const Tile<kSliceRows, kChunk>& a,
+                                                const Tile<kChunk, kChunk>& lower,
+                                                float (&out)[kHalves][kTokens][4]) const {
+#pragma unroll
+    for (int l = 0; l < kChunk; l += 8) {
+      if (l > token(kTokens - 1)) break;
+      float left[kHalves][4];
+#pragma unroll
+      for (int h = 0; h < kHalves; ++h) LoadOperand(a, 16 * h + g, l + 2 * t, left[h]);
+#pragma unroll
+      for (int j = 0; j < kTokens; ++j) {
+        const float2 right = LoadPair(&lower[token(j) + row][l + 2 * t]);
+#pragma unroll
+        for (int h = 0; h < kHalves; ++h) MmaTf32(out[h][j], left[h], right);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void UpdateState(const Keys<kKeys, kChunk>& keys) {
+    const float total = keys.growth[kChunk - 1];
+#pragma unroll
+    for (int h = 0; h < kHalves; ++h) {
+#pragma unroll
+      for (int n = 0; n < kColumns; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) s[h][n][i] *= total;
+      }
+    }
+#pragma unroll
+    for (int l = 0; l < kChunk; l += 8) {
+      float a[kHalves][4];
+#pragma unroll
+      for (int h = 0; h < kHalves; ++h) LoadOperand(m.faded, 16 * h + g, l + 2 * t, a[h]);
+#pragma unroll
+      for (int n = 0; n < kColumns; ++n) {
+        const float2 k =
+            make_float2(keys.k[l + low][column(n) + g], keys.k[l + high][column(n) + g]);
+#pragma unroll
+        for (int h = 0; h < kHalves; ++h) MmaTf32(s[h][n], a[h], k);
+      }
+    }
+    Publish();
+  }
+};
 
 /// A block: a slice of a head of a sequence. Grid: (slices of all heads, sequences).
 template <int kKeys, int kChunk, int kStages>
 __global__ void __launch_bounds__(kThreads, 1) DeltaScan(const __grid_constant__ PrefillArgs f) {
   extern __shared__ __align__(16) uint8_t raw[];
-  auto* const stages = reinterpret_cast<Stage<kKeys, kChunk>*>(raw);
+  auto& m = *reinterpret_cast<Shared<kKeys, kChunk, kStages>*>(raw);
   const Args& a = f.a;
   const DeltaSequence sequence = LoadSequence(a, blockIdx.y);
   const int chunks = (SegmentRows(f, sequence.n_rows) + kChunk - 1) / kChunk;
   if (chunks == 0) return;
   const int first = FirstChunk<kChunk>(f, blockIdx.y);
   const int slices = a.v_dim / kSliceRows;
-  const int head = blockIdx.x / slices, slice = blockIdx.x % slices;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int head = blockIdx.x / slices, value = blockIdx.x % slices * kSliceRows;
 
-  if (warp >= kWarps) {
+  if (threadIdx.x >= 32 * kWarps) {
+    const int key_head = head / (a.v_heads / a.k_heads);
     const int thread = threadIdx.x - 32 * kWarps;
-    CopyStage(f, first, head, thread, stages[0]);
-    WaitForCopies();
-    __syncthreads();
-    for (int c = 1; c < chunks; ++c) {
-      if constexpr (kStages == 1) __syncthreads();
-      CopyStage(f, first + c, head, thread, stages[c % kStages]);
-      WaitForCopies();
-      __syncthreads();
-    }
+    Copier<kKeys, kChunk, kStages>{f, m, head, key_head, first, thread}.Run(chunks);
     return;
   }
-  const int value = slice * kSliceRows + 16 * warp;  // the first of the warp's rows
-  float* state = a.state +
-                 ((static_cast<int64_t>(sequence.slot) * a.v_heads + head) * a.v_dim + value +
-                  lane / 4) * kKeys + 2 * (lane % 4);
-  float s[kKeys / 8][4];
-  const bool fresh = sequence.start == 0 && f.first == 0;
-#pragma unroll
-  for (int n = 0; n < kKeys / 8; ++n) {
-    float2 low = make_float2(0, 0), high = low;
-    if (!fresh) {
-      low = __ldcg(reinterpret_cast<const float2*>(state + 8 * n));
-      high = __ldcg(reinterpret_cast<const float2*>(state + 8 * kKeys + 8 * n));
-    }
-    s[n][0] = low.x, s[n][1] = low.y, s[n][2] = high.x, s[n][3] = high.y;
-  }
+  float* state =
+      a.state + ((static_cast<int64_t>(sequence.slot) * a.v_heads + head) * a.v_dim + value) * kKeys;
+  Worker<kKeys, kChunk, kStages> worker{m};
+  worker.Load(state, sequence.start == 0 && f.first == 0);
   __syncthreads();
   for (int c = 0; c < chunks; ++c) {
     float* v = f.v + (static_cast<int64_t>(first + c) * a.v_heads + head) * kChunk * a.v_dim + value;
-    RunChunk<kKeys, kChunk>(stages[c % kStages], v, a.v_dim, s);
-    if (c + 1 == chunks) break;
-    if constexpr (kStages == 1) __syncthreads();
-    __syncthreads();
+    worker.RunChunk(c, v, a.v_dim);
+    if (kStages == 1 && c + 1 < chunks) __syncthreads();
   }
-#pragma unroll
-  for (int n = 0; n < kKeys / 8; ++n) {
-    *reinterpret_cast<float2*>(state + 8 * n) = make_float2(s[n][0], s[n][1]);
-    *reinterpret_cast<float2*>(state + 8 * kKeys + 8 * n) = make_float2(s[n][2], s[n][3]);
-  }
+  worker.Store(state);
 }
+
+template <int kKeys, int kChunk, int kStages>
+constexpr size_t kSharedBytes = sizeof(Shared<kKeys, kChunk, kStages>);
 
 template <int kKeys, int kChunk, int kStages>
 Result<void> Launch(const PrefillArgs& f, cudaStream_t stream) {
   const auto kernel = DeltaScan<kKeys, kChunk, kStages>;
-  const size_t shared = kStages * sizeof(Stage<kKeys, kChunk>);
+  constexpr size_t kBytes = kSharedBytes<kKeys, kChunk, kStages>;
   NIBBLE_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                       static_cast<int>(shared)));
+                                       static_cast<int>(kBytes)));
   const dim3 grid(f.a.v_heads * (f.a.v_dim / kSliceRows), f.a.n_sequences);
-  kernel<<<grid, kThreads, shared, stream>>>(f);
+  kernel<<<grid, kThreads, kBytes, stream>>>(f);
   NIBBLE_CUDA_TRY(cudaGetLastError());
   return {};
 }
 
 template <int kKeys>
 Result<void> LaunchFor(const PrefillArgs& f, int chunk, cudaStream_t stream) {
-  if (chunk == 32) return Launch<kKeys, 32, 2>(f, stream);
+  if (chunk == 32) return Launch<kKeys, 32, 1>(f, stream);
   int device = 0, shared = 0;
   NIBBLE_CUDA_TRY(cudaGetDevice(&device));
   NIBBLE_CUDA_TRY(
       cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-  return 2 * sizeof(Stage<kKeys, 64>) <= static_cast<size_t>(shared)
+  return kSharedBytes<kKeys, 64, 2> <= static_cast<size_t>(shared)
              ? Launch<kKeys, 64, 2>(f, stream)
              : Launch<kKeys, 64, 1>(f, stream);
 }
@@ -221,7 +363,7 @@ Result<void> LaunchFor(const PrefillArgs& f, int chunk, cudaStream_t stream) {
 }  // namespace
 
 int ChunkFor(const kernels::DeltaShape& shape, int shared_bytes) {
-  const size_t bytes = shape.k_dim == 64 ? sizeof(Stage<64, 64>) : sizeof(Stage<128, 64>);
+  const size_t bytes = shape.k_dim == 64 ? kSharedBytes<64, 64, 1> : kSharedBytes<128, 64, 1>;
   return bytes <= static_cast<size_t>(shared_bytes) ? 64 : 32;
 }
 
