@@ -11,6 +11,10 @@
 #include <chrono>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
+
+#include "kernels/cpu/isa.h"
+#include "plan/devices.h"
 
 namespace nibble::app {
 namespace {
@@ -37,6 +41,16 @@ bool CatchInterrupt() {
   };
   action.sa_flags = static_cast<int>(SA_RESETHAND);
   return sigaction(SIGINT, &action, nullptr) == 0;
+}
+
+/// "cpu" is what NIBBLE_ISA leaves of this machine; other names are held against all of it.
+Result<CpuIsa> IsaOf(const std::string& name) {
+  NIBBLE_TRY(const CpuIsa chosen, kernels::cpu::ChooseIsa(std::getenv("NIBBLE_ISA")));
+  NIBBLE_TRY(const DeviceInfo device, plan::FindDevice(name, kernels::cpu::DescribeCpu(chosen)));
+  if (device.present) return device.isa;
+  NIBBLE_TRY(const CpuIsa best, kernels::cpu::ChooseIsa(nullptr));
+  NIBBLE_TRY(const DeviceInfo here, plan::FindPresentDevice(name, kernels::cpu::DescribeCpu(best)));
+  return here.isa;
 }
 
 }  // namespace
@@ -69,6 +83,9 @@ bool WaitForInput() {
 
 void ModelOptions::AddTo(CLI::App& app) {
   app.add_option("DIR", dir, "checkpoint directory")->required();
+  app.add_option("--device", device,
+                 "cpu; cuda: this machine's first GPU; cpu-avx512, cpu-avx2, cpu-scalar: the lower "
+                 "instruction sets; inspect plans for any of nibble devices, here or not");
   app.add_option("--moe-backend", moe_backend,
                  "backend to force: NAME, or nvfp4=NAME,fp8=NAME,bf16=NAME")
       ->envname("NIBBLE_MOE_BACKEND");
@@ -84,6 +101,8 @@ void ModelOptions::AddTo(CLI::App& app) {
   app.add_flag("--no-repack", no_repack,
                "leave the weights in the file's pages: instant start and little memory of its own, "
                "the same numbers, but slower, since they are packed each time they are used");
+  app.add_flag("--no-cuda-graphs", no_cuda_graphs,
+               "launch every kernel of a step by itself, to compare");
   app.add_option("--ctx", context,
                  "tokens of context to reserve (default: the model's own, up to 32768)")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
@@ -105,6 +124,7 @@ Result<engine::EngineOptions> ModelOptions::Parse() const {
     return Err(ErrorCode::kInvalidArgument, "--pin {}: expected auto, none or cores", pinning);
   }
   out.pinning = *pin;
+  out.cuda_graphs = !no_cuda_graphs;
   out.wishes.context = context;
   out.wishes.batch_invariant = batch_invariant;
   out.wishes.map_weights = no_repack;
@@ -115,10 +135,13 @@ Result<engine::EngineOptions> ModelOptions::Parse() const {
   return out;
 }
 
-Result<std::unique_ptr<engine::Engine>> OpenEngine(const ModelOptions& options,
-                                                   std::optional<CpuIsa> isa) {
+Result<std::unique_ptr<engine::Engine>> OpenEngine(const ModelOptions& options) {
   NIBBLE_TRY(engine::EngineOptions engine_options, options.Parse());
-  engine_options.isa = isa;
+  if (options.device == "cuda") {
+    engine_options.device = DeviceKind::kCuda;
+  } else {
+    NIBBLE_TRY(engine_options.isa, IsaOf(options.device));
+  }
   ProgressBar bar("preparing weights");
   return engine::Engine::Open(options.dir, engine_options, [&](uint64_t done, uint64_t total) {
     bar.Update(done, total, "MB");

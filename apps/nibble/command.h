@@ -18,19 +18,20 @@ using Verb = std::function<int()>;
 /// Options of every verb that loads a model.
 struct ModelOptions {
   std::string dir;
+  std::string device = "cpu";
   std::string moe_backend, activation_precision = "auto", kv_cache_dtype = "auto", spec;
   int64_t context = 0;
   int threads = 0;
   std::string pinning = "auto";
-  bool json = false, batch_invariant = false, no_repack = false;
+  bool json = false, batch_invariant = false, no_repack = false, no_cuda_graphs = false;
 
   void AddTo(CLI::App& app);
   Result<engine::EngineOptions> Parse() const;
 };
 
-/// Loads with a progress bar on a terminal.
-Result<std::unique_ptr<engine::Engine>> OpenEngine(const ModelOptions& options,
-                                                   std::optional<CpuIsa> isa = {});
+/// Loads with a progress bar on a terminal, for the device that the options name.
+/// errors  kDevice (it is not here), and those of Engine::Open
+Result<std::unique_ptr<engine::Engine>> OpenEngine(const ModelOptions& options);
 
 /// Token ids separated by commas or white space.
 /// errors  kInvalidArgument naming what is no id

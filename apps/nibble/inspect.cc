@@ -6,6 +6,7 @@
 #include "command.h"
 #include "inspect_page.h"
 #include "kernels/cpu/isa.h"
+#include "kernels/cuda/cuda.h"
 #include "plan/devices.h"
 #include "weights/model_weights.h"
 
@@ -17,7 +18,6 @@ using plan::PlannedModule;
 
 struct InspectOptions {
   ModelOptions model;
-  std::string device = "cpu";
   bool config_only = false;
   int tp_size = 1, ep_size = 1;
 };
@@ -87,7 +87,12 @@ Result<void> Inspect(const InspectOptions& o) {
   NIBBLE_TRY(const CpuIsa isa, kernels::cpu::ChooseIsa(std::getenv("NIBBLE_ISA")));
   options.wishes.tp_size = o.tp_size;
   options.wishes.ep_size = o.ep_size;
-  NIBBLE_TRY(const DeviceInfo device, plan::FindDevice(o.device, kernels::cpu::DescribeCpu(isa)));
+  DeviceInfo device;
+  if (o.model.device == "cuda") {
+    NIBBLE_TRY(device, cuda::DescribeDevice());
+  } else {
+    NIBBLE_TRY(device, plan::FindDevice(o.model.device, kernels::cpu::DescribeCpu(isa)));
+  }
   NIBBLE_TRY(const Plan plan, plan::MakePlan(checkpoint, device, options.wishes));
   std::vector<std::string> ignored, unused;
   if (!o.config_only) {
@@ -109,8 +114,6 @@ Result<void> Inspect(const InspectOptions& o) {
 Verb AddInspect(CLI::App& app) {
   auto o = std::make_shared<InspectOptions>();
   o->model.AddTo(app);
-  app.add_option("--device", o->device,
-                 "plan for this device, here or not: cpu, sm_90, sm_121, … (nibble devices)");
   app.add_option("--tensor-parallel-size", o->tp_size, "ranks that share each expert")
       ->check(CLI::Range(1, 1024));
   app.add_option("--expert-parallel-size", o->ep_size, "ranks that share the experts")

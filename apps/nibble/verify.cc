@@ -3,22 +3,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <memory>
 
 #include "command.h"
-#include "kernels/cpu/isa.h"
-#include "plan/devices.h"
 
 namespace nibble::app {
 namespace {
 
 constexpr int kCheckFailed = 4;  // the exit code of a check that did not hold
-
-struct VerifyOptions {
-  ModelOptions model;
-  std::string device = "cpu";
-};
 
 /// Where it differs from the plan, and in which of the two multiplications.
 std::string Verdict(const engine::LayerProof& p) {
@@ -27,7 +19,9 @@ std::string Verdict(const engine::LayerProof& p) {
 }
 
 void PrintTable(const DeviceInfo& device, const std::vector<engine::LayerProof>& proofs) {
-  fmt::print("device  {}: {}, {}\n\n", device.name, device.model, NameOf(device.isa));
+  const bool cpu = device.kind == DeviceKind::kCpu;
+  fmt::print("device  {}: {}{}{}\n\n", device.name, device.model, cpu ? ", " : "",
+             cpu ? NameOf(device.isa) : "");
   fmt::print("{:<5} {:<32} {:<8} {:<8} {:>8} {:>8}\n", "layer", "kernel", "declared", "measured",
              "distance", "margin");
   for (const engine::LayerProof& p : proofs) {
@@ -52,20 +46,8 @@ Json ProofJson(const engine::LayerProof& p) {
                       {"agrees", Json(p.agrees())}};
 }
 
-/// "cpu" is what NIBBLE_ISA leaves of this machine; other names are held against all of it.
-Result<CpuIsa> IsaOf(const std::string& name) {
-  NIBBLE_TRY(const CpuIsa chosen, kernels::cpu::ChooseIsa(std::getenv("NIBBLE_ISA")));
-  NIBBLE_TRY(const DeviceInfo device, plan::FindDevice(name, kernels::cpu::DescribeCpu(chosen)));
-  if (device.present) return device.isa;
-  NIBBLE_TRY(const CpuIsa best, kernels::cpu::ChooseIsa(nullptr));
-  NIBBLE_TRY(const DeviceInfo here, plan::FindPresentDevice(name, kernels::cpu::DescribeCpu(best)));
-  return here.isa;
-}
-
-Result<int> Verify(const VerifyOptions& options) {
-  const ModelOptions& o = options.model;
-  NIBBLE_TRY(const CpuIsa isa, IsaOf(options.device));
-  NIBBLE_TRY(const std::unique_ptr<engine::Engine> engine, OpenEngine(o, isa));
+Result<int> Verify(const ModelOptions& o) {
+  NIBBLE_TRY(const std::unique_ptr<engine::Engine> engine, OpenEngine(o));
   ProgressBar bar("probing layers");
   NIBBLE_TRY(const std::vector<engine::LayerProof> proofs,
              engine::VerifyExperts(engine->checkpoint(), engine->plan(), engine->weights(),
@@ -88,14 +70,11 @@ Result<int> Verify(const VerifyOptions& options) {
 }  // namespace
 
 Verb AddVerify(CLI::App& app) {
-  auto o = std::make_shared<VerifyOptions>();
-  o->model.AddTo(app);
-  app.add_option("--device", o->device,
-                 "probe the kernels of this device, which must be here: cpu, or cpu-avx512, "
-                 "cpu-avx2, cpu-scalar for its lower instruction sets");
+  auto o = std::make_shared<ModelOptions>();
+  o->AddTo(app);
   return [o] {
     auto done = Verify(*o);
-    return done ? *done : Fail(done.error(), o->model.json);
+    return done ? *done : Fail(done.error(), o->json);
   };
 }
 

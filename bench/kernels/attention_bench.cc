@@ -82,7 +82,8 @@ class Bench {
     const Vector norm{ones.data(), shape.head_dim};
     const auto attend = [&](int64_t layer, int64_t first, int64_t n) {
       const SequenceRows sequence{0, 0, n, first, false};
-      ops.Attention(shape, layer, {&sequence, 1}, norm, norm, rope.Top(n), qkv.Top(n), out.Top(n));
+      ops.Begin(StepKind::kForward, {}, {&sequence, 1});
+      ops.Attention(shape, layer, norm, norm, rope.Top(n), qkv.Top(n), out.Top(n));
     };
     if (rows > 1) {  // what a batch finds in the cache
       for (int64_t layer = 0; layer < kv.layers; ++layer) {

@@ -7,6 +7,7 @@
 #include "base/log.h"
 #include "base/stopwatch.h"
 #include "kernels/cpu/isa.h"
+#include "kernels/cuda/cuda.h"
 
 namespace nibble::engine {
 
@@ -42,15 +43,22 @@ Result<std::unique_ptr<Engine>> Engine::OpenCheckpoint(checkpoint::Checkpoint ch
   const std::string& dir = e->checkpoint_.dir();
   NIBBLE_TRY(const CpuIsa isa, options.isa ? kernels::cpu::ChooseIsa(NameOf(*options.isa).data())
                                            : kernels::cpu::ChooseIsa(std::getenv("NIBBLE_ISA")));
-  NIBBLE_TRY(e->plan_,
-             plan::MakePlan(e->checkpoint_, kernels::cpu::DescribeCpu(isa), options.wishes));
+  DeviceInfo device = kernels::cpu::DescribeCpu(isa);
+  if (options.device == DeviceKind::kCuda) {
+    NIBBLE_TRY(device, cuda::DescribeDevice());
+  }
+  NIBBLE_TRY(e->plan_, plan::MakePlan(e->checkpoint_, device, options.wishes));
   for (const std::string& warning : e->plan_.warnings) Log(LogLevel::kWarning, "plan {}", warning);
   e->pool_ = OpenThreadPool(options.threads, options.pinning);
   const double planned = watch.Seconds();
   NIBBLE_TRY(e->weights_, weights::LoadWeights(e->checkpoint_, e->plan_, *e->pool_, progress));
   const double loaded = watch.Seconds();
-  e->operators_ = std::make_unique<kernels::HostOperators>(e->plan_.glue, isa, *e->pool_,
-                                                           e->plan_.batch_invariant);
+  if (device.kind == DeviceKind::kCuda) {
+    NIBBLE_TRY(e->operators_, cuda::MakeOperators({options.cuda_graphs}));
+  } else {
+    e->operators_ = std::make_unique<kernels::HostOperators>(e->plan_.glue, isa, *e->pool_,
+                                                             e->plan_.batch_invariant);
+  }
   NIBBLE_TRY(e->model_, model::QwenMoe::Create(
                             e->plan_.model, e->weights_, *e->operators_,
                             {1, e->plan_.context, e->plan_.kv_dtype, e->plan_.draft_tokens + 1}));

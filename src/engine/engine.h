@@ -25,6 +25,8 @@ struct EngineOptions {
   plan::Wishes wishes;
   int threads = 0;  // 0: as many as AvailableCores()
   Pinning pinning = Pinning::kAuto;
+  DeviceKind device = DeviceKind::kCpu;
+  bool cuda_graphs = true;
   std::optional<CpuIsa> isa;  // nothing: what NIBBLE_ISA names, else this machine's best
 };
 
@@ -107,7 +109,7 @@ class Engine {
                                        const std::function<void(int64_t done)>& progress = {});
 
   /// For tests and tracing.
-  kernels::HostOperators& operators() { return *operators_; }
+  kernels::Operators& operators() { return *operators_; }
   model::QwenMoe& model() { return *model_; }
   double load_seconds() const { return load_seconds_; }
 
@@ -119,7 +121,7 @@ class Engine {
   plan::Plan plan_;
   std::unique_ptr<ThreadPool> pool_;
   weights::ModelWeights weights_;
-  std::unique_ptr<kernels::HostOperators> operators_;
+  std::unique_ptr<kernels::Operators> operators_;
   std::optional<model::QwenMoe> model_;
   std::optional<text::Tokenizer> tokenizer_;
   Error tokenizer_error_;

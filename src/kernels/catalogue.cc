@@ -92,6 +92,18 @@ constexpr CatalogueRow Cuda(std::string_view id, Backend backend, Operation oper
   return row;
 }
 
+#ifdef NIBBLE_CUDA
+constexpr bool kCudaBuilt = true;
+#else
+constexpr bool kCudaBuilt = false;
+#endif
+
+/// A row whose code is in every build with CUDA.
+constexpr CatalogueRow Built(CatalogueRow row) {
+  row.built = kCudaBuilt;
+  return row;
+}
+
 /// B12X holds all experts on one device, takes no bias, and multiplies the router's weight on the
 /// input in W4A16 alone.
 constexpr CatalogueRow B12x(std::string_view id, Operation operation,
@@ -118,14 +130,14 @@ constexpr std::array kCudaRows = {
     B12x("sm120_nvfp4_nvfp4_experts", kExperts, kOnlyW4A4, false),
     B12x("sm120_nvfp4_bf16_linear", kLinear, kOnlyW4A16, true),
     B12x("sm120_nvfp4_nvfp4_linear", kLinear, kOnlyW4A4, false),
-    Cuda("sm90_nvfp4_bf16_experts", Backend::kHopper, kExperts, kOnlyW4A16, kCc90),
-    Cuda("sm90_nvfp4_nvfp4_experts", Backend::kHopper, kExperts, kOnlyW4A4, kCc90),
+    Built(Cuda("sm90_nvfp4_bf16_experts", Backend::kHopper, kExperts, kOnlyW4A16, kCc90)),
+    Built(Cuda("sm90_nvfp4_nvfp4_experts", Backend::kHopper, kExperts, kOnlyW4A4, kCc90)),
     Cuda("sm90_fp8_experts", Backend::kHopper, kExperts, kFp8Schemes, kCc90),
     Cuda("sm90_bf16_bf16_experts", Backend::kHopper, kExperts, kOnlyBf16, kCc90),
-    Cuda("sm90_nvfp4_bf16_linear", Backend::kHopper, kLinear, kOnlyW4A16, kCc90),
-    Cuda("sm90_nvfp4_nvfp4_linear", Backend::kHopper, kLinear, kOnlyW4A4, kCc90),
-    Cuda("sm90_fp8_linear", Backend::kHopper, kLinear, kFp8Schemes, kCc90),
-    Cuda("sm90_bf16_bf16_linear", Backend::kHopper, kLinear, kOnlyBf16, kCc90),
+    Built(Cuda("sm90_nvfp4_bf16_linear", Backend::kHopper, kLinear, kOnlyW4A16, kCc90)),
+    Built(Cuda("sm90_nvfp4_nvfp4_linear", Backend::kHopper, kLinear, kOnlyW4A4, kCc90)),
+    Built(Cuda("sm90_fp8_linear", Backend::kHopper, kLinear, kFp8Schemes, kCc90)),
+    Built(Cuda("sm90_bf16_bf16_linear", Backend::kHopper, kLinear, kOnlyBf16, kCc90)),
     Cuda("sm80_nvfp4_bf16_experts", Backend::kMarlin, kExperts, kOnlyW4A16, kCc80),
     Cuda("sm80_nvfp4_nvfp4_experts", Backend::kMarlin, kExperts, kOnlyW4A4, kCc80),
     Cuda("sm80_fp8_experts", Backend::kMarlin, kExperts, kFp8Schemes, kCc80),
@@ -134,7 +146,7 @@ constexpr std::array kCudaRows = {
     Cuda("sm80_nvfp4_nvfp4_linear", Backend::kMarlin, kLinear, kOnlyW4A4, kCc80),
     Cuda("sm80_fp8_linear", Backend::kMarlin, kLinear, kFp8Schemes, kCc80),
     Cuda("sm80_bf16_bf16_linear", Backend::kMarlin, kLinear, kOnlyBf16, kCc80),
-    Cuda("cuda_bf16_glue", Backend::kMarlin, kGlue, kOnlyBf16, kCc80),
+    Built(Cuda("cuda_bf16_glue", Backend::kMarlin, kGlue, kOnlyBf16, kCc80)),
 };
 
 template <size_t... N>

@@ -142,8 +142,8 @@ void QwenMoe::Forward(std::span<const int32_t> ids, std::span<const SequenceRows
                 normed_.Top(rows));
   int64_t caches = 0, states = 0;
   for (size_t i = 0; i < layers.size(); ++i) {
-    const Vector next = i + 1 < layers.size() ? layers[i + 1].input_norm.vector()
-                                              : weights_->final_norm.vector();
+    const Vector next =
+        i + 1 < layers.size() ? layers[i + 1].input_norm.vector() : weights_->final_norm.vector();
     Layer(layers[i], layers[i].mixer == Mixer::kAttention ? caches++ : states++, rows, next);
   }
   ops_->End();

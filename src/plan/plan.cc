@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "layout/cpu_tile.h"
+#include "layout/hopper_tile.h"
 #include "scheme/detect.h"
 
 namespace nibble::plan {
@@ -69,9 +70,15 @@ WeightBytes MatrixBytes(const PlannedModule& m, bool map_weights, int64_t n, int
   const uint64_t elements = static_cast<uint64_t>(n) * static_cast<uint64_t>(k);
   const uint64_t in_file = nvfp4 ? elements * 9 / 16 : m.effective.weight ? elements : 2 * elements;
   if (m.kernel->backend == Backend::kReference) return {0, in_file};
-  if (m.kernel->backend != Backend::kCpu) return {in_file, 0};
   const bool fp8 = m.effective.weight && !nvfp4;
   const GroupShape group = fp8 ? m.effective.weight->scale.group : GroupShape{};
+  if (m.kernel->backend == Backend::kHopper) {
+    const HopperFormat format = fp8     ? HopperFormat::kFp8
+                                : nvfp4 ? HopperFormat::kNvfp4
+                                        : HopperFormat::kBf16;
+    return {static_cast<uint64_t>(HopperLinearBytes(format, n, k) + ScaleBytes(group, n, k)), 0};
+  }
+  if (m.kernel->backend != Backend::kCpu) return {in_file, 0};
   if (map_weights) return {static_cast<uint64_t>(ScaleBytes(group, n, k)), in_file};
   const TileFormat format = fp8 ? TileFormat::kFp8 : nvfp4 ? TileFormat::kNvfp4 : TileFormat::kBf16;
   return {static_cast<uint64_t>(PackedBytes(format, n, k, group)), 0};
@@ -90,6 +97,9 @@ WeightBytes PreparedWeightBytes(const PlannedModule& m, const Deployment& to) {
       return {experts * (2 * half.held + down.held), experts * (2 * half.mapped + down.mapped)};
     }
     case Operation::kGlue:
+      if (to.device.kind == DeviceKind::kCpu) break;  // where it stays in the file
+      if (s.kind == ModuleKind::kEmbedding || s.kind == ModuleKind::kRouter)
+        return {2 * static_cast<uint64_t>(s.n) * static_cast<uint64_t>(s.k), 0};
       break;
   }
   return {};
@@ -132,6 +142,11 @@ Result<void> PlanSpeculation(const Wishes& wishes, Plan* plan) {
   plan->draft_tokens = wishes.draft_tokens;
   if (wishes.draft_tokens == 0) return {};
   const checkpoint::ModelConfig& c = plan->model;
+  constexpr int kCudaDraftTokens = 7;  // with the token before them, what a decode launch takes
+  if (plan->device.kind == DeviceKind::kCuda && wishes.draft_tokens > kCudaDraftTokens) {
+    return Err(ErrorCode::kUnsupported, "{} draft tokens a step on a GPU, expected at most {}",
+               wishes.draft_tokens, kCudaDraftTokens);
+  }
   if (c.mtp_layers == 1 && !c.mtp_own_embeddings) return {};
   Error error = Err(ErrorCode::kUnsupported,
                     "speculation by MTP: the model has {} MTP layers{}, expected 1{}", c.mtp_layers,

@@ -16,6 +16,7 @@
 #include "scheme/canonical.h"
 #include "scheme/kv_scales.h"
 #include "weights/cpu_pack.h"
+#include "weights/device_weights.h"
 #include "weights/expert_scales.h"
 
 namespace nibble::weights {
@@ -356,6 +357,7 @@ void Loader::CollectLayer(LayerWeights& layer) {
 }
 
 Result<void> Loader::Prepare(ModelWeights& out, const Progress& progress) {
+  if (plan_.device.kind == DeviceKind::kCuda) return PlaceOnDevice(out, progress);
   for (LayerWeights& layer : out.layers) CollectLayer(layer);
   if (out.mtp) {
     Collect(out.mtp->fc);

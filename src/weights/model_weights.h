@@ -38,13 +38,13 @@ class Parameters {
 
 struct AttentionWeights {
   Parameters q_norm, k_norm;  // [head_dim]
-  PreparedLinear qkv;                 // [q | k | v]; gated: q is [query | gate] a head
+  PreparedLinear qkv;         // [q | k | v]; gated: q is [query | gate] a head
   PreparedLinear o;
   float k_scale = 1, v_scale = 1;  // of an FP8 KV cache
 };
 
 struct DeltaWeights {
-  PreparedLinear in;                  // [q | k | v | z | b | a]
+  PreparedLinear in;          // [q | k | v | z | b | a]
   Parameters conv;            // [taps, channels]
   Parameters a_log, dt_bias;  // [v_heads]
   Parameters norm;            // [v_dim]
@@ -82,7 +82,7 @@ struct ModelWeights {
   PreparedLinear head;  // [vocab, hidden]
   std::optional<MtpWeights> mtp;
 
-  HugeBuffer arena;                          // holds every packed matrix, and FP8's scales
+  HugeBuffer arena;                           // holds every packed matrix, and FP8's scales
   std::unique_ptr<cuda::DeviceArena> device;  // on a GPU: holds everything above
   std::vector<std::string> ignored_tensors;  // activation scales that the label forbids; never read
   std::vector<std::string> unused_tensors;   // of parts that are not run: vision towers, MTP

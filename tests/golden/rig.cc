@@ -280,8 +280,7 @@ void ExpectSameOnAnyNumberOfThreads(const Subject& s) {
   }
 }
 
-void NoisyOperators::Embed(const CanonicalBf16& table,
-                           kernels::Matrix out) {
+void NoisyOperators::Embed(const CanonicalBf16& table, kernels::Matrix out) {
   HostOperators::Embed(table, out);
   auto* x = static_cast<float*>(out.data);
   for (int64_t i = 0; i < out.rows * out.cols; ++i) {

@@ -104,8 +104,7 @@ class NoisyOperators : public kernels::HostOperators {
  public:
   NoisyOperators(Backend glue, CpuIsa isa, ThreadPool& pool, double size)
       : HostOperators(glue, isa, pool), size_(size) {}
-  void Embed(const CanonicalBf16& table,
-             kernels::Matrix out) override;
+  void Embed(const CanonicalBf16& table, kernels::Matrix out) override;
   uint64_t seed = 0;
 
  private:

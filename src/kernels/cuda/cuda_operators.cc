@@ -34,7 +34,9 @@ using MatrixElement = kernels::Element;  // Element is a launch's
 
 Bf16* Bf16s(Matrix m) { return static_cast<Bf16*>(m.data); }
 float* Floats(Matrix m) { return static_cast<float*>(m.data); }
-Element ElementOf(Matrix m) { return m.element == MatrixElement::kFloat ? Element::kF32 : Element::kBf16; }
+Element ElementOf(Matrix m) {
+  return m.element == MatrixElement::kFloat ? Element::kF32 : Element::kBf16;
+}
 size_t BytesOf(Matrix m) {
   return static_cast<size_t>(m.rows * m.cols) * (m.element == MatrixElement::kFloat ? 4 : 2);
 }
@@ -470,14 +472,15 @@ void CudaOperators::DeltaNet(const kernels::DeltaShape& shape, int64_t layer,
   p.memory.slots = static_cast<int>(slots);
   p.memory.decode_rows = kDeltaDecodeRows;
   p.memory.state = states_.As<float>() + layer * slots * shape.state_size();
-  p.memory.ring = rings_.As<Bf16>() + layer * slots * DeltaRingRows(shape, kDeltaDecodeRows) *
-                                          DeltaRingWidth(shape);
+  p.memory.ring = rings_.As<Bf16>() +
+                  layer * slots * DeltaRingRows(shape, kDeltaDecodeRows) * DeltaRingWidth(shape);
   p.sequences = inputs_.delta();
   p.n_sequences = step.sequences;
   p.rows = step.rows;
   p.in = Bf16s(in);
   p.out = Bf16s(out);
-  if (step.max_rows <= kDeltaDecodeRows) return Issue([&] { return LaunchDeltaDecode(p, stream_); });
+  if (step.max_rows <= kDeltaDecodeRows)
+    return Issue([&] { return LaunchDeltaDecode(p, stream_); });
   Issue([&]() -> Result<void> {
     p.workspace_bytes = DeltaPrefillWorkspace(shape, p.rows, p.n_sequences);
     NIBBLE_TRY(p.workspace, delta_work_.Reserve(p.workspace_bytes, stream_));
@@ -515,12 +518,12 @@ Result<std::byte*> CudaOperators::Zeroed(const Sm90MoeShape& shape, bool decode,
 void CudaOperators::Experts(const PreparedExperts& experts, Matrix x, const Routing& routing,
                             Matrix y) {
   Sm90MoeParams p = MoeParams(experts, x, routing, y);
-  const bool decode = Sm90MoeDecodeIsFaster(p.shape, p.tokens) &&
-                      p.tokens <= Sm90MoeDecodeMaxTokens(p.shape);
+  const bool decode =
+      Sm90MoeDecodeIsFaster(p.shape, p.tokens) && p.tokens <= Sm90MoeDecodeMaxTokens(p.shape);
   Issue([&]() -> Result<void> {
-    p.workspace_bytes = decode ? Sm90MoeDecodeWorkspace(p.shape, p.tokens)
-                               : Sm90MoePrefillWorkspace(p.shape, p.tokens);
-    NIBBLE_TRY(p.workspace, Zeroed(p.shape, decode, p.workspace_bytes));
+    const size_t bytes = decode ? Sm90MoeDecodeWorkspace(p.shape, p.tokens)
+                                : Sm90MoePrefillWorkspace(p.shape, p.tokens);
+    NIBBLE_TRY(p.workspace, Zeroed(p.shape, decode, bytes));
     return decode ? LaunchSm90MoeDecode(p, stream_) : LaunchSm90MoePrefill(p, stream_);
   });
 }

@@ -62,8 +62,7 @@ uint64_t BytesOfVector(const std::vector<float>& v) { return Aligned(v.size() * 
 uint64_t DeviceArena::BytesOfRaw(uint64_t bytes) { return Aligned(bytes); }
 
 uint64_t DeviceArena::BytesOfLinear(const CanonicalWeight& w) {
-  return Aligned(
-             static_cast<uint64_t>(HopperLinearBytes(FormatOf(w), RowsOf(w), ColumnsOf(w)))) +
+  return Aligned(static_cast<uint64_t>(HopperLinearBytes(FormatOf(w), RowsOf(w), ColumnsOf(w)))) +
          Aligned(ScalesOf(w).size_bytes());
 }
 
@@ -88,11 +87,11 @@ Result<std::unique_ptr<DeviceArena>> DeviceArena::Make(uint64_t bytes) {
       cudaMalloc(&staging, kStagingBytes) != cudaSuccess) {
     cudaGetLastError();
     cudaFree(memory);
-    Error error = Err(ErrorCode::kOutOfMemory,
-                      "the weights take {:.1f} GB of the device's memory, and {:.1f} GB while they "
-                      "are loaded; {:.1f} of {:.1f} GB are free",
-                      gigabytes(bytes), gigabytes(bytes + kStagingBytes), gigabytes(free),
-                      gigabytes(total));
+    Error error =
+        Err(ErrorCode::kOutOfMemory,
+            "the weights take {:.1f} GB of the device's memory, and {:.1f} GB while they "
+            "are loaded; {:.1f} of {:.1f} GB are free",
+            gigabytes(bytes), gigabytes(bytes + kStagingBytes), gigabytes(free), gigabytes(total));
     error.hint = "nibble inspect shows the budget; a smaller model, or --device cpu";
     return error;
   }
@@ -123,16 +122,14 @@ Result<const uint8_t*> DeviceArena::Stage(std::span<const uint8_t> bytes) {
                staged_ + bytes.size(), kStagingBytes);
   }
   std::byte* at = staging_ + staged_;
-  NIBBLE_CUDA_TRY(
-      cudaMemcpyAsync(at, bytes.data(), bytes.size(), cudaMemcpyHostToDevice, nullptr));
+  NIBBLE_CUDA_TRY(cudaMemcpyAsync(at, bytes.data(), bytes.size(), cudaMemcpyHostToDevice, nullptr));
   staged_ += Aligned(bytes.size());
   return reinterpret_cast<const uint8_t*>(at);
 }
 
 Result<const std::byte*> DeviceArena::Place(std::span<const std::byte> bytes) {
   std::byte* at = Take(bytes.size());
-  NIBBLE_CUDA_TRY(
-      cudaMemcpyAsync(at, bytes.data(), bytes.size(), cudaMemcpyHostToDevice, nullptr));
+  NIBBLE_CUDA_TRY(cudaMemcpyAsync(at, bytes.data(), bytes.size(), cudaMemcpyHostToDevice, nullptr));
   return at;
 }
 
@@ -185,8 +182,7 @@ Result<HopperExperts> DeviceArena::PlaceExperts(const PreparedExperts& e) {
     NIBBLE_TRY(const Sm90PackSource up, stage(e.up[i]));
     NIBBLE_TRY(const Sm90PackSource down, stage(e.down[i]));
     if (e.gate.empty()) {
-      NIBBLE_CHECK_OK(
-          LaunchSm90PackW1(up, 1, hidden, intermediate, w13 + i * w13_bytes, nullptr));
+      NIBBLE_CHECK_OK(LaunchSm90PackW1(up, 1, hidden, intermediate, w13 + i * w13_bytes, nullptr));
     } else {
       NIBBLE_TRY(const Sm90PackSource gate, stage(e.gate[i]));
       NIBBLE_CHECK_OK(

@@ -55,8 +55,8 @@ Result<void> StepInputs::Send(kernels::StepKind kind, std::span<const int32_t> i
     delta[i] = {s.slot, first, n, start, start > 0 ? kept : 0, s.tentative ? 1 : 0};
     if (kind == kernels::StepKind::kForward) kept = 0;
     shape_.max_rows = std::max(shape_.max_rows, n);
-    shape_.capacity = std::max(
-        shape_.capacity, static_cast<int>(std::bit_ceil(static_cast<uint32_t>(start + n))));
+    shape_.capacity = std::max(shape_.capacity,
+                               static_cast<int>(std::bit_ceil(static_cast<uint32_t>(start + n))));
   }
   const size_t bytes = delta_at_ + sequences.size() * sizeof(DeltaSequence);
   NIBBLE_CUDA_TRY(

@@ -41,7 +41,9 @@ class StepInputs {
   /// Copies a step over, on the stream, behind everything before.
   Result<void> Send(kernels::StepKind kind, std::span<const int32_t> ids,
                     std::span<const kernels::SequenceRows> sequences, cudaStream_t stream);
-  void Keep(int slot, int64_t rows) { kept_[static_cast<size_t>(slot)] = static_cast<int32_t>(rows); }
+  void Keep(int slot, int64_t rows) {
+    kept_[static_cast<size_t>(slot)] = static_cast<int32_t>(rows);
+  }
 
   const StepShape& shape() const { return shape_; }
   Step step() const;
