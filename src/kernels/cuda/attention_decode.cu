@@ -12,7 +12,7 @@
 namespace nibble::cuda {
 namespace {
 
-constexpr int kWarpPositions = 16, kMmaRows = 16;
+constexpr int kTeamPositions = 16, kMmaRows = 16;
 constexpr float kNoScore = -1e30f;  // below every score, and no infinity: differences stay numbers
 
 /// Runs a sequence is split into at most: about a block a multiprocessor for one sequence.
@@ -33,17 +33,20 @@ struct DecodeArgs {
   float2* scale;  // [sequences, max_rows, n_heads, splits]: largest score, sum of weights
 };
 
-template <int kDimension, bool kIsFp8, int kWarpCount, int kStageCount>
+/// kTeamCount teams, each with its own 16 positions of a tile: one warp, or two that share the dimensions of
+/// the values between them (both compute the scores, in the same bits).
+template <int kDimension, bool kIsFp8, int kTeamCount, int kStageCount>
 struct Config {
-  static constexpr int kDim = kDimension, kWarps = kWarpCount, kStages = kStageCount;
+  static constexpr int kDim = kDimension, kTeams = kTeamCount, kStages = kStageCount;
+  static constexpr int kTeamWarps = kDim >= 128 ? 2 : 1, kWarps = kTeams * kTeamWarps;
   static constexpr bool kFp8 = kIsFp8;
-  static constexpr int kThreads = kWarps * 32, kPositions = kWarps * kWarpPositions;
+  static constexpr int kThreads = kWarps * 32, kPositions = kTeams * kTeamPositions;
   static constexpr int kElement = kFp8 ? 1 : 2, kRowBytes = kDim * kElement;
   static constexpr int kChunks = kRowBytes / 16;
-  static constexpr int kTileBytes = kWarpPositions * kRowBytes;  // keys or values of a warp
-  static constexpr int kStageBytes = kWarps * 2 * kTileBytes;
+  static constexpr int kTileBytes = kTeamPositions * kRowBytes;  // keys or values of a team
+  static constexpr int kStageBytes = kTeams * 2 * kTileBytes;
   static constexpr int kMergeStride = kDim + 8;  // floats; 8 spread rows over banks
-  static constexpr int kMergeBytes = kWarps * kMmaRows * kMergeStride * 4;
+  static constexpr int kMergeBytes = kTeams * kMmaRows * kMergeStride * 4;
   static constexpr int kQBytes = kMmaRows * kDim * 2;
   static constexpr int kAsideBytes = 2 * kAttentionDecodeRows * kRowBytes;
   static constexpr int kBytes =
@@ -67,13 +70,33 @@ struct Run {
   const int32_t* pages;  // of the sequence
 };
 
+/// A warp's sums: of its share of the dimensions.
 template <class C>
 struct Warp {
-  float o[C::kDim / 8][4];
+  static constexpr int kTiles = C::kDim / 8 / C::kTeamWarps;
+  float o[kTiles][4];
   float largest[2], total[2];  // of rows lane/4 and lane/4 + 8
 };
 
-/// Starts the copies of a warp's 16 positions from `position` on, of those before `start`.
+template <class C>
+__device__ __forceinline__ int TeamOf() {
+  return threadIdx.x / 32 % C::kTeams;
+}
+/// Of a team's warps, which this is.
+template <class C>
+__device__ __forceinline__ int MemberOf() {
+  return threadIdx.x / 32 / C::kTeams;
+}
+template <class C>
+__device__ __forceinline__ void SyncTeam() {
+  if constexpr (C::kTeamWarps == 1) {
+    __syncwarp();
+  } else {
+    asm volatile("bar.sync %0, %1;" ::"r"(1 + TeamOf<C>()), "n"(32 * C::kTeamWarps) : "memory");
+  }
+}
+
+/// Starts the copies of a team's 16 positions from `position` on, of those before `start`.
 template <class C>
 __device__ __forceinline__ void CopyTile(const PagedKv& cache, int n_kv_heads, const Run& run,
                                          int page, int position, uint32_t to) {
@@ -82,8 +105,8 @@ __device__ __forceinline__ void CopyTile(const PagedKv& cache, int n_kv_heads, c
   const char* const k = static_cast<const char*>(cache.k) + at;
   const char* const v = static_cast<const char*>(cache.v) + at;
 #pragma unroll
-  for (int n = 0; n < kWarpPositions * C::kChunks / 32; ++n) {
-    const int i = n * 32 + lane;
+  for (int n = 0; n < kTeamPositions * C::kChunks / 32 / C::kTeamWarps; ++n) {
+    const int i = (n * C::kTeamWarps + MemberOf<C>()) * 32 + lane;
     const int row = i / C::kChunks, chunk = i % C::kChunks;
     const bool real = position + row < run.sequence.start;
     const uint32_t place = TilePlace<C::kChunks>(row, chunk);
@@ -131,11 +154,12 @@ struct NewPositions {
     k.Store(static_cast<char*>(p.cache.k) + global);
     v.Store(static_cast<char*>(p.cache.v) + global);
   }
-  /// Those among a warp's 16 from `position` on, into its tile.
+  /// Those among a team's 16 from `position` on, into its tile.
   __device__ __forceinline__ void CopyTo(int position, const char* aside, char* tile) const {
-    const int lane = threadIdx.x % 32, end = min(first + n, position + kWarpPositions);
+    const int begin = MemberOf<C>() * 32 + threadIdx.x % 32;
+    const int end = min(first + n, position + kTeamPositions);
     for (int at = max(first, position); at < end; ++at) {
-      for (int chunk = lane; chunk < 2 * C::kChunks; chunk += 32) {
+      for (int chunk = begin; chunk < 2 * C::kChunks; chunk += 32 * C::kTeamWarps) {
         const bool value = chunk >= C::kChunks;
         const int c = value ? chunk - C::kChunks : chunk;
         *reinterpret_cast<uint4*>(tile + (value ? C::kTileBytes : 0) +
@@ -144,7 +168,7 @@ struct NewPositions {
                 aside + ((value ? kAttentionDecodeRows : 0) + at - first) * C::kRowBytes + c * 16);
       }
     }
-    __syncwarp();
+    SyncTeam<C>();
   }
 };
 
@@ -241,12 +265,13 @@ __device__ __forceinline__ void Scores(uint32_t q, uint32_t keys, float (&score)
 /// o += weights * values. With FP8 values, of every 16 dimensions the even ones come first.
 template <class C>
 __device__ __forceinline__ void AddValues(const uint32_t (&weight)[4], uint32_t values,
-                                          float (&o)[C::kDim / 8][4]) {
-  const int lane = threadIdx.x % 32, row = lane % 16;
+                                          float (&o)[Warp<C>::kTiles][4]) {
+  constexpr int kMine = C::kChunks / C::kTeamWarps;
+  const int lane = threadIdx.x % 32, row = lane % 16, first = MemberOf<C>() * kMine;
 #pragma unroll
-  for (int c = 0; c < C::kChunks; c += 2) {
+  for (int c = 0; c < kMine; c += 2) {
     uint32_t v[4];
-    LoadMatricesTransposed(v, values + TilePlace<C::kChunks>(row, c + lane / 16));
+    LoadMatricesTransposed(v, values + TilePlace<C::kChunks>(row, first + c + lane / 16));
     if constexpr (C::kFp8) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
@@ -263,7 +288,7 @@ __device__ __forceinline__ void AddValues(const uint32_t (&weight)[4], uint32_t 
   }
 }
 
-/// The dimension of o[n][i], i even; i + 1 is the next, with FP8 values the next but one.
+/// The dimension of o[n][i], i even, of a warp's; i + 1 is the next, with FP8 values the next but one.
 template <bool kFp8>
 __device__ __forceinline__ int DimensionOf(int n) {
   const int t = threadIdx.x % 4;
@@ -277,7 +302,7 @@ __device__ __forceinline__ void Attend(const Run& run, int position, float scale
   const int lane = threadIdx.x % 32;
   float s[2][4];
   Scores<C>(q, tile, s);
-  if (position + kWarpPositions - 1 > run.sequence.start) {
+  if (position + kTeamPositions - 1 > run.sequence.start) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int m = run.m0 + lane / 4 + i / 2 * 8, last = run.sequence.start + m / run.group;
@@ -309,7 +334,7 @@ __device__ __forceinline__ void Attend(const Run& run, int position, float scale
   }
   if (__any_sync(~0u, factor[0] != 1 || factor[1] != 1)) {
 #pragma unroll
-    for (int n = 0; n < C::kDim / 8; ++n) {
+    for (int n = 0; n < Warp<C>::kTiles; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) w.o[n][i] *= factor[i / 2];
     }
@@ -319,18 +344,18 @@ __device__ __forceinline__ void Attend(const Run& run, int position, float scale
   AddValues<C>(weight, tile + C::kTileBytes, w.o);
 }
 
-/// The warps' sums as one, to global memory. `memory` is nobody's any more.
+/// The teams' sums as one, to global memory. `memory` is nobody's any more.
 template <class C>
 __device__ __forceinline__ void Merge(const DecodeArgs& a, const Run& run, Warp<C>& w,
                                       float* memory) {
-  __shared__ float largest[C::kWarps][kMmaRows], total[C::kWarps][kMmaRows];
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  __shared__ float largest[C::kTeams][kMmaRows], total[C::kTeams][kMmaRows];
+  const int lane = threadIdx.x % 32, team = TeamOf<C>();
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     w.total[h] += __shfl_xor_sync(~0u, w.total[h], 1);
     w.total[h] += __shfl_xor_sync(~0u, w.total[h], 2);
-    if (lane % 4 == 0) {
-      largest[warp][lane / 4 + 8 * h] = w.largest[h], total[warp][lane / 4 + 8 * h] = w.total[h];
+    if (lane % 4 == 0 && MemberOf<C>() == 0) {
+      largest[team][lane / 4 + 8 * h] = w.largest[h], total[team][lane / 4 + 8 * h] = w.total[h];
     }
   }
   __syncthreads();
@@ -339,11 +364,12 @@ __device__ __forceinline__ void Merge(const DecodeArgs& a, const Run& run, Warp<
     const int r = lane / 4 + 8 * h;
     float most = kNoScore;
 #pragma unroll
-    for (int i = 0; i < C::kWarps; ++i) most = fmaxf(most, largest[i][r]);
+    for (int i = 0; i < C::kTeams; ++i) most = fmaxf(most, largest[i][r]);
     const float factor = Exp2(w.largest[h] - most);
-    float* const to = memory + (warp * kMmaRows + r) * C::kMergeStride;
+    float* const to = memory + (team * kMmaRows + r) * C::kMergeStride +
+                      MemberOf<C>() * (C::kDim / C::kTeamWarps);
 #pragma unroll
-    for (int n = 0; n < C::kDim / 8; ++n) {
+    for (int n = 0; n < Warp<C>::kTiles; ++n) {
       const int d = DimensionOf<C::kFp8>(n);
       const float x = w.o[n][2 * h] * factor, y = w.o[n][2 * h + 1] * factor;
       if constexpr (C::kFp8) {
@@ -365,7 +391,7 @@ __device__ __forceinline__ void Merge(const DecodeArgs& a, const Run& run, Warp<
     if (run.m0 + r >= run.rows) break;
     float4 sum = make_float4(0, 0, 0, 0);
 #pragma unroll
-    for (int j = 0; j < C::kWarps; ++j) {
+    for (int j = 0; j < C::kTeams; ++j) {
       const float4 v =
           *reinterpret_cast<const float4*>(memory + (j * kMmaRows + r) * C::kMergeStride + d);
       sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
@@ -376,9 +402,9 @@ __device__ __forceinline__ void Merge(const DecodeArgs& a, const Run& run, Warp<
   if (r >= kMmaRows || run.m0 + r >= run.rows) return;
   float most = kNoScore, sum = 0;
 #pragma unroll
-  for (int i = 0; i < C::kWarps; ++i) most = fmaxf(most, largest[i][r]);
+  for (int i = 0; i < C::kTeams; ++i) most = fmaxf(most, largest[i][r]);
 #pragma unroll
-  for (int i = 0; i < C::kWarps; ++i) sum = fmaf(total[i][r], Exp2(largest[i][r] - most), sum);
+  for (int i = 0; i < C::kTeams; ++i) sum = fmaf(total[i][r], Exp2(largest[i][r] - most), sum);
   a.scale[place(r)] = make_float2(most, sum);
 }
 
@@ -400,8 +426,8 @@ __global__ void __launch_bounds__(C::kThreads) AttendKernel(const __grid_constan
   if (run.m0 >= run.rows || run.begin >= length) return;
   run.pages = p.cache.page_table + static_cast<int64_t>(run.sequence.slot) * p.cache.max_pages;
 
-  const int warp = threadIdx.x / 32;
-  const int first = run.begin + warp * kWarpPositions;  // the warp's first position
+  const int team = TeamOf<C>();
+  const int first = run.begin + team * kTeamPositions;  // the team's first position
   const int tiles = (run.end - run.begin + C::kPositions - 1) / C::kPositions;
   char* const aside = memory + C::kQBytes;
   char* const stages = aside + C::kAsideBytes;
@@ -410,7 +436,7 @@ __global__ void __launch_bounds__(C::kThreads) AttendKernel(const __grid_constan
   const auto q_norm = LoadShare<C::kDim>(p.q_norm + share);
   const auto k_norm = LoadShare<C::kDim>(p.k_norm + share);
   const auto tile_at = [&](int tile) {
-    return tile % C::kStages * C::kStageBytes + warp * 2 * C::kTileBytes;
+    return tile % C::kStages * C::kStageBytes + team * 2 * C::kTileBytes;
   };
   const auto page_of = [&](int tile) {
     const int position = first + tile * C::kPositions;
@@ -438,11 +464,11 @@ __global__ void __launch_bounds__(C::kThreads) AttendKernel(const __grid_constan
   w.largest[0] = w.largest[1] = kNoScore;
   for (int tile = 0; tile < tiles; ++tile) {
     WaitForCopies<C::kStages - 2>();
-    __syncwarp();
+    SyncTeam<C>();
     copy(tile + C::kStages - 1);
     const int position = first + tile * C::kPositions;
     if (position >= run.end) continue;
-    if (position + kWarpPositions > run.sequence.start) {
+    if (position + kTeamPositions > run.sequence.start) {
       fresh.CopyTo(position, aside, stages + tile_at(tile));
     }
     Attend<C>(run, position, scale, SharedAddress(memory), SharedAddress(stages) + tile_at(tile),
