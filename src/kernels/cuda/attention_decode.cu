@@ -452,8 +452,9 @@ __global__ void __launch_bounds__(C::kThreads) AttendKernel(const __grid_constan
     }
     CommitCopies();
   };
+  constexpr int kAhead = C::kStages > 1 ? C::kStages - 1 : 1;  // tiles under way
 #pragma unroll
-  for (int t = 0; t < C::kStages - 1; ++t) copy(t);
+  for (int t = 0; t < kAhead; ++t) copy(t);
   WaitForPreviousKernel();
   LetNextKernelStart();
   LoadRows<C>(p, run, fresh, q_norm, k_norm, memory, aside);
@@ -463,9 +464,9 @@ __global__ void __launch_bounds__(C::kThreads) AttendKernel(const __grid_constan
   Warp<C> w{};
   w.largest[0] = w.largest[1] = kNoScore;
   for (int tile = 0; tile < tiles; ++tile) {
-    WaitForCopies<C::kStages - 2>();
+    WaitForCopies<kAhead - 1>();
     SyncTeam<C>();
-    copy(tile + C::kStages - 1);
+    if constexpr (C::kStages > 1) copy(tile + kAhead);
     const int position = first + tile * C::kPositions;
     if (position >= run.end) continue;
     if (position + kTeamPositions > run.sequence.start) {
@@ -473,13 +474,18 @@ __global__ void __launch_bounds__(C::kThreads) AttendKernel(const __grid_constan
     }
     Attend<C>(run, position, scale, SharedAddress(memory), SharedAddress(stages) + tile_at(tile),
               w);
+    if constexpr (C::kStages == 1) {
+      SyncTeam<C>();
+      copy(tile + 1);
+    }
   }
   WaitForCopies<0>();
   __syncthreads();
   Merge<C>(a, run, w, reinterpret_cast<float*>(stages));
 }
 
-constexpr int kSumThreads = 256, kAhead = 8;  // runs that a thread has under way
+constexpr int kSumThreads = 256;
+constexpr int kRunsAhead = 8;  // that a thread has under way
 
 /// Grid: rows times heads, sequences.
 template <int kDim>
@@ -507,9 +513,9 @@ __global__ void __launch_bounds__(kSumThreads) SumRunsKernel(const DecodeArgs a)
   WaitForPreviousKernel();
   LetNextKernelStart();
   const float4* const sums = reinterpret_cast<const float4*>(a.sums + at * kDim) + lane;
-  float4 ahead[kAhead];
+  float4 ahead[kRunsAhead];
 #pragma unroll
-  for (int j = 0; j < kAhead; ++j) {
+  for (int j = 0; j < kRunsAhead; ++j) {
     const int r = first + j * kAtOnce;
     if (r < runs) ahead[j] = sums[static_cast<int64_t>(r) * kLanes];
   }
@@ -539,11 +545,11 @@ __global__ void __launch_bounds__(kSumThreads) SumRunsKernel(const DecodeArgs a)
     sum.z = fmaf(v.z, by, sum.z), sum.w = fmaf(v.w, by, sum.w);
   };
 #pragma unroll
-  for (int j = 0; j < kAhead; ++j) {
+  for (int j = 0; j < kRunsAhead; ++j) {
     const int r = first + j * kAtOnce;
     if (r < runs) add(ahead[j], weight[r]);
   }
-  for (int r = first + kAhead * kAtOnce; r < runs; r += kAtOnce) {
+  for (int r = first + kRunsAhead * kAtOnce; r < runs; r += kAtOnce) {
     add(sums[static_cast<int64_t>(r) * kLanes], weight[r]);
   }
   partial[first][lane] = sum;
@@ -582,7 +588,9 @@ Result<void> Launch(const DecodeArgs& a, cudaStream_t stream) {
 template <int kDim, bool kFp8>
 Result<void> LaunchOfSize(const DecodeArgs& a, cudaStream_t stream) {
   using Large = Config<kDim, kFp8, 4, 3>;
-  using Small = Config<kDim, kFp8, kDim == 256 && !kFp8 ? 2 : 4, 2>;
+  using Small = Config<kDim, kFp8, 4, 1>;
+  // One tile a run needs no second stage, and then more blocks fit a multiprocessor.
+  if (SplitLength(a.p.capacity, a.max_splits) <= Small::kPositions) return Launch<Small>(a, stream);
   int device = 0, shared = 0;
   NIBBLE_CUDA_TRY(cudaGetDevice(&device));
   NIBBLE_CUDA_TRY(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));

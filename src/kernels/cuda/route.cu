@@ -320,7 +320,9 @@ Result<void> LaunchRoute(const RouteParams& p, cudaStream_t stream) {
     if (p.experts <= 132) return LaunchDecode<1>(a, stream);
     return p.experts <= 264 ? LaunchDecode<2>(a, stream) : LaunchDecode<4>(a, stream);
   }
-  if (p.tokens < 2048) {
+  if (p.tokens <= 1024) {
+    NIBBLE_CHECK_OK((LaunchLogits<32, 32, 16, 16>(a, stream)));
+  } else if (p.tokens <= 4096) {
     NIBBLE_CHECK_OK((LaunchLogits<64, 64, 32, 32>(a, stream)));
   } else {
     NIBBLE_CHECK_OK((LaunchLogits<128, 128, 64, 32>(a, stream)));

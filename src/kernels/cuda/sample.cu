@@ -10,13 +10,12 @@ constexpr int kThreads = 512;
 constexpr int kBlocks = 128;  // a row; each leaves one candidate
 constexpr int kUnroll = 4;    // words of four floats that a thread has under way
 
-/// A candidate orders by its number, then by falling index: [63:32] the float's bits made to ascend, 0
-/// for none; [31:1] the index's complement; [0] whether a NaN was among those it won from.
+/// The best of some numbers, ordered by number, then by falling index: [63:32] the float's bits made to
+/// ascend, 0 for none; [31:1] the index's complement; [0] whether a NaN was among them.
 using Candidate = unsigned long long;
 
 __device__ __forceinline__ Candidate CandidateOf(float v, int64_t index) {
-  if (v != v) return 0;
-  const uint32_t bits = __float_as_uint(v == 0 ? 0.0f : v);  // -0 is 0
+  const uint32_t bits = __float_as_uint(v + 0.0f);  // -0 is 0
   const uint32_t order = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
   return static_cast<Candidate>(order) << 32 | (0x7FFFFFFFu - static_cast<uint32_t>(index)) << 1;
 }
@@ -52,7 +51,10 @@ __global__ void __launch_bounds__(kThreads) ArgmaxKernel(const ArgmaxArgs a) {
   LetNextKernelStart();
   const float4* const logits = reinterpret_cast<const float4*>(p.logits + row * p.stride);
   const int64_t words = (p.drawable + 3) / 4, step = static_cast<int64_t>(kBlocks) * kThreads;
-  Candidate best = 0;
+  // A thread's indices ascend: of equal numbers the first stays.
+  float largest = -INFINITY;
+  int64_t at = -1;
+  bool nan = false;
   for (int64_t w = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; w < words;
        w += kUnroll * step) {
     float4 v[kUnroll];
@@ -68,10 +70,12 @@ __global__ void __launch_bounds__(kThreads) ArgmaxKernel(const ArgmaxArgs a) {
       for (int j = 0; j < 4; ++j) {
         const int64_t index = (w + i * step) * 4 + j;
         if (index >= p.drawable) continue;
-        best = Better(best, CandidateOf(four[j], index) | (four[j] != four[j]));
+        nan = nan || four[j] != four[j];
+        if (four[j] > largest || (at < 0 && four[j] == largest)) largest = four[j], at = index;
       }
     }
   }
+  Candidate best = (at < 0 ? 0 : CandidateOf(largest, at)) | nan;
   best = BlockBest(best);
   if (threadIdx.x == 0) {
     a.candidates[row * kBlocks + blockIdx.x] = best;

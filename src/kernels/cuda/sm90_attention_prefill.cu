@@ -24,7 +24,9 @@ struct Config {
   static constexpr int kQBytes = kRows * kDim * 2;
   static constexpr int kBarriers = 4 * kStages;
   // Tiles begin at 1024-byte boundaries.
-  static constexpr int kBytes = 1024 + kQBytes + 2 * kStages * kTileBytes + kBarriers * 8;
+  static constexpr int kCodeBytes = kFp8 ? kTileBytes / 2 : 0;  // FP8 as cached
+  static constexpr int kBytes =
+      1024 + kQBytes + 2 * kStages * kTileBytes + 2 * kCodeBytes + kBarriers * 8;
 };
 
 /// Where 16-byte word `chunk` of row `row` lies in a tile of `rows` rows: blocks of 64 dimensions with the
@@ -40,11 +42,12 @@ __device__ __forceinline__ void FenceForTensorCores() {
 /// A block's addresses in shared memory.
 template <class C>
 struct Shared {
-  uint32_t q, tiles, barriers;
+  uint32_t q, tiles, codes, barriers;
   // What holds: keys 0, values 1.
   __device__ uint32_t Tile(int what, int stage) const {
     return tiles + (what * kStages + stage) * C::kTileBytes;
   }
+  __device__ uint32_t Codes(int item) const { return codes + item % 2 * C::kCodeBytes; }
   __device__ uint32_t Full(int what, int stage) const {
     return barriers + (what * kStages + stage) * 8;
   }
@@ -64,91 +67,107 @@ struct Work {
 
 // --- the producers ---
 
-/// Tile number `step` of keys or values, of positions before the end; others are zero.
+/// One tile of keys or values on its way from the cache: thread by thread, words of 16 bytes that this thread
+/// alone handles.
 template <class C>
-__device__ __forceinline__ void BringTile(const AttentionParams& p, const Work& w,
-                                          const void* cache, int step, uint32_t to) {
-  constexpr int kElement = C::kFp8 ? 1 : 2;
-  constexpr int kWords = C::kDim * kElement / 16;  // a row
-  constexpr int kEach = C::kKeys * kWords / kProducers;
-  constexpr int kAtOnce = kEach < 8 ? kEach : 8;
-  const int thread = threadIdx.x % kProducers;
-  const char* page[C::kKeys / kKvPage];
-#pragma unroll
-  for (int i = 0; i < C::kKeys / kKvPage; ++i) {
-    const int position = step * C::kKeys + i * kKvPage;
-    const int number = position < w.end ? w.pages[position / kKvPage] : 0;
-    page[i] = static_cast<const char*>(cache) +
-              CacheAt<C::kDim>(number, p.shape.n_kv_heads, w.kv_head, 0) * kElement;
-  }
-#pragma unroll
-  for (int base = 0; base < kEach; base += kAtOnce) {
-    uint4 word[kAtOnce];
-#pragma unroll
-    for (int n = 0; n < kAtOnce; ++n) {
-      const int i = (base + n) * kProducers + thread, row = i / kWords, chunk = i % kWords;
-      const bool real = step * C::kKeys + row < w.end;
-      const char* const from =
-          page[(base + n) * kProducers / kWords / kKvPage] + (row % kKvPage * kWords + chunk) * 16;
-      if constexpr (C::kFp8) {
-        word[n] = real ? *reinterpret_cast<const uint4*>(from) : make_uint4(0, 0, 0, 0);
-      } else {
-        CopyAsync(to + Place(C::kKeys, row, chunk), from, real);
-      }
-    }
-    if constexpr (C::kFp8) {
-#pragma unroll
-      for (int n = 0; n < kAtOnce; ++n) {
-        const int i = (base + n) * kProducers + thread, row = i / kWords, chunk = i % kWords * 2;
-        const auto widen = [&](uint32_t a, uint32_t b, int c) {
-          uint32_t even[2], odd[2];
-          DecodeE4m3(a, even[0], odd[0]);
-          DecodeE4m3(b, even[1], odd[1]);
-          asm volatile(
-              "st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(to + Place(C::kKeys, row, c)),
-              "r"(__byte_perm(even[0], odd[0], 0x5410)), "r"(__byte_perm(even[0], odd[0], 0x7632)),
-              "r"(__byte_perm(even[1], odd[1], 0x5410)), "r"(__byte_perm(even[1], odd[1], 0x7632))
-              : "memory");
-        };
-        widen(word[n].x, word[n].y, chunk);
-        widen(word[n].z, word[n].w, chunk + 1);
-      }
-    }
-  }
-  CommitCopies();
-}
+struct Transfer {
+  static constexpr int kElement = C::kFp8 ? 1 : 2;
+  static constexpr int kWords = C::kDim * kElement / 16;  // a row
+  static constexpr int kEach = C::kKeys * kWords / kProducers;
 
+  static __device__ __forceinline__ int Word(int n) {
+    return n * kProducers + threadIdx.x % kProducers;
+  }
+
+  /// Starts the copies of tile number `step`, of positions before the end; others are zero. bf16 into its
+  /// place; FP8, as cached, into `to` in the order of the words.
+  static __device__ __forceinline__ void Start(const AttentionParams& p, const Work& w,
+                                               const void* cache, int step, uint32_t to) {
+    const char* page[C::kKeys / kKvPage];
+#pragma unroll
+    for (int i = 0; i < C::kKeys / kKvPage; ++i) {
+      const int position = step * C::kKeys + i * kKvPage;
+      const int number = position < w.end ? w.pages[position / kKvPage] : 0;
+      page[i] = static_cast<const char*>(cache) +
+                CacheAt<C::kDim>(number, p.shape.n_kv_heads, w.kv_head, 0) * kElement;
+    }
+#pragma unroll
+    for (int n = 0; n < kEach; ++n) {
+      const int row = Word(n) / kWords, chunk = Word(n) % kWords;
+      const char* const from =
+          page[n * kProducers / kWords / kKvPage] + (row % kKvPage * kWords + chunk) * 16;
+      CopyAsync(to + (C::kFp8 ? Word(n) * 16 : Place(C::kKeys, row, chunk)), from,
+                step * C::kKeys + row < w.end);
+    }
+    CommitCopies();
+  }
+
+  /// FP8 codes that have come, as bf16 into their place.
+  static __device__ __forceinline__ void Widen(uint32_t codes, uint32_t to) {
+#pragma unroll 4
+    for (int n = 0; n < kEach; ++n) {
+      const int row = Word(n) / kWords, chunk = Word(n) % kWords * 2;
+      uint32_t word[4];
+      asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
+                   : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
+                   : "r"(codes + Word(n) * 16)
+                   : "memory");
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        uint32_t even[2], odd[2];
+        DecodeE4m3(word[2 * h], even[0], odd[0]);
+        DecodeE4m3(word[2 * h + 1], even[1], odd[1]);
+        asm volatile(
+            "st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(to + Place(C::kKeys, row, chunk + h)),
+            "r"(__byte_perm(even[0], odd[0], 0x5410)), "r"(__byte_perm(even[0], odd[0], 0x7632)),
+            "r"(__byte_perm(even[1], odd[1], 0x5410)), "r"(__byte_perm(even[1], odd[1], 0x7632))
+            : "memory");
+      }
+    }
+  }
+};
+
+/// Keys, values, keys, … Item 2 i is tile number i of keys, item 2 i + 1 of values.
 template <class C>
 __device__ __forceinline__ void Produce(const AttentionParams& p, const Work& w,
                                         const Shared<C>& shared) {
-  const int steps = (w.end + C::kKeys - 1) / C::kKeys;
-  uint32_t pending = 0;  // the barrier of the tile under way, whose arrival is still to be told
-  const auto tell = [&] {
+  const int items = (w.end + C::kKeys - 1) / C::kKeys * 2;
+  const auto stage_of = [](int item) { return item / 2 % kStages; };
+  const auto parity_of = [](int item) { return item / 2 / kStages % 2; };
+  const auto cache_of = [&](int item) { return item % 2 ? p.cache.v : p.cache.k; };
+  const auto tell = [&](int item) {
     FenceForTensorCores();
-    BarrierArrive(pending);
+    BarrierArrive(shared.Full(item % 2, stage_of(item)));
   };
-  for (int step = 0; step < steps; ++step) {
-    const int stage = step % kStages, parity = step / kStages % 2;
-    for (int what = 0; what < 2; ++what) {
-      const uint32_t empty = shared.Empty(what, stage);
-      if (!BarrierTryWait(empty, parity ^ 1)) {
-        if (pending) {
-          WaitForCopies<0>();
-          tell();
-          pending = 0;
-        }
-        BarrierWait(empty, parity ^ 1);
-      }
-      BringTile<C>(p, w, what == 0 ? p.cache.k : p.cache.v, step, shared.Tile(what, stage));
-      if (pending) {
+  if constexpr (C::kFp8) {
+    Transfer<C>::Start(p, w, cache_of(0), 0, shared.Codes(0));
+    for (int item = 0; item < items; ++item) {
+      if (item + 1 < items) {
+        Transfer<C>::Start(p, w, cache_of(item + 1), (item + 1) / 2, shared.Codes(item + 1));
         WaitForCopies<1>();
-        tell();
+      } else {
+        WaitForCopies<0>();
       }
-      pending = shared.Full(what, stage);
+      BarrierWait(shared.Empty(item % 2, stage_of(item)), parity_of(item) ^ 1);
+      Transfer<C>::Widen(shared.Codes(item), shared.Tile(item % 2, stage_of(item)));
+      tell(item);
     }
+  } else {
+    int told = 0;  // items whose arrival has been told
+    for (int item = 0; item < items; ++item) {
+      const uint32_t empty = shared.Empty(item % 2, stage_of(item));
+      if (!BarrierTryWait(empty, parity_of(item) ^ 1)) {
+        WaitForCopies<0>();
+        if (told < item) tell(told++);
+        BarrierWait(empty, parity_of(item) ^ 1);
+      }
+      Transfer<C>::Start(p, w, cache_of(item), item / 2, shared.Tile(item % 2, stage_of(item)));
+      WaitForCopies<1>();
+      if (told < item) tell(told++);
+    }
+    WaitForCopies<0>();
+    tell(told);
   }
-  WaitForCopies<0>();
-  if (pending) tell();
 }
 
 // --- the consumers ---
@@ -325,7 +344,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   Shared<C> shared;
   shared.q = (SharedAddress(memory) + 1023) / 1024 * 1024;
   shared.tiles = shared.q + C::kQBytes;
-  shared.barriers = shared.tiles + 2 * kStages * C::kTileBytes;
+  shared.codes = shared.tiles + 2 * kStages * C::kTileBytes;
+  shared.barriers = shared.codes + 2 * C::kCodeBytes;
   if (threadIdx.x == 0) {
     for (int what = 0; what < 2; ++what) {
       for (int stage = 0; stage < kStages; ++stage) {
