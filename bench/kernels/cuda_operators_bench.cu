@@ -79,24 +79,36 @@ std::vector<AttentionCase> PrefillCases() {
   return cases;
 }
 
-int CheckAttentions(const std::vector<AttentionCase>& cases, bool decode, cudaStream_t stream) {
+const char* NameOf(AttentionKernel kernel) {
+  switch (kernel) {
+    case AttentionKernel::kDecode:
+      return "decode";
+    case AttentionKernel::kPrefill:
+      return "prefill";
+    default:
+      return "portable prefill";
+  }
+}
+
+int CheckAttentions(const std::vector<AttentionCase>& cases, AttentionKernel kernel,
+                    cudaStream_t stream) {
   int failed = 0;
   double worst = 0, rel = 0;
   for (const AttentionCase& c : cases) {
-    const AttentionVerdict v = CheckAttention(c, decode, stream);
+    const AttentionVerdict v = CheckAttention(c, kernel, stream);
     failed += !v.ok;
     worst = std::max(worst, v.worst), rel = std::max(rel, v.rel_l2);
     if (v.ok) continue;
     std::printf("FAIL %s %d heads, %d kv heads of %d, %s, %zu sequences, first %d at %d: %s\n",
-                decode ? "decode" : "prefill", c.shape.n_heads, c.shape.n_kv_heads,
-                c.shape.head_dim, c.dtype == KvDtype::kFp8 ? "fp8" : "bf16", c.sequences.size(),
+                NameOf(kernel), c.shape.n_heads, c.shape.n_kv_heads, c.shape.head_dim,
+                c.dtype == KvDtype::kFp8 ? "fp8" : "bf16", c.sequences.size(),
                 c.sequences[0].n_rows, c.sequences[0].start, v.why.c_str());
     std::fflush(stdout);
   }
   std::printf(
       "attention %s: %zu checks, %d failed; largest relative L2 %.2e, largest share of the bound "
       "%.3f\n",
-      decode ? "decode" : "prefill", cases.size(), failed, rel, worst);
+      NameOf(kernel), cases.size(), failed, rel, worst);
   std::fflush(stdout);
   return failed;
 }
@@ -116,8 +128,13 @@ int RunChecks(const std::string& word, cudaStream_t stream) {
   tally("route", [&] { return CheckRoutes(stream); });
   tally("argmax", [&] { return CheckArgmaxes(stream); });
   tally("rope", [&] { return CheckRopeTables(stream); });
-  if (word.empty() || word == "decode") failed += CheckAttentions(DecodeCases(), true, stream);
-  if (word.empty() || word == "prefill") failed += CheckAttentions(PrefillCases(), false, stream);
+  if (word.empty() || word == "decode") {
+    failed += CheckAttentions(DecodeCases(), AttentionKernel::kDecode, stream);
+  }
+  for (AttentionKernel kernel : {AttentionKernel::kPrefill, AttentionKernel::kPortablePrefill}) {
+    if (word.empty() || word == "prefill")
+      failed += CheckAttentions(PrefillCases(), kernel, stream);
+  }
   return failed;
 }
 
@@ -334,7 +351,10 @@ int Main(int argc, char** argv) {
     const std::vector<AttentionCase> prefill = {
         {{4, 2, 128, 128, 1e-6f, true}, KvDtype::kBf16, {{62, 70}, {3, 5}}},
         {{4, 2, 256, 64, 1e-6f, false}, KvDtype::kFp8, {{10, 140}}}};
-    return CheckAttentions(decode, true, stream) + CheckAttentions(prefill, false, stream) != 0;
+    return CheckAttentions(decode, AttentionKernel::kDecode, stream) +
+               CheckAttentions(prefill, AttentionKernel::kPrefill, stream) +
+               CheckAttentions(prefill, AttentionKernel::kPortablePrefill, stream) !=
+           0;
   }
   if (verb == "time") return RunTimings(word, stream);
   std::printf("usage: cuda_operators_bench check [WORD] | small | time [WORD]\n");

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "attention_reference.h"
+#include "kernels/cuda/attention_rows.h"
 #include "numerics/fp8.h"
 
 namespace nibble::bench {
@@ -200,24 +201,38 @@ AttentionParams AttentionData::Params() const {
   return p;
 }
 
-void RunAttention(const AttentionData& data, bool decode, cudaStream_t stream) {
+namespace {
+
+Result<void> Launch(const AttentionParams& p, int max_rows, AttentionKernel kernel,
+                    cudaStream_t stream) {
+  switch (kernel) {
+    case AttentionKernel::kDecode:
+      return cuda::LaunchAttentionDecode(p, max_rows, stream);
+    case AttentionKernel::kPrefill:
+      return cuda::LaunchAttentionPrefill(p, stream);
+    default:
+      break;
+  }
+  if (auto prepared = cuda::LaunchPrepareAttention(p, stream); !prepared) return prepared;
+  return cuda::LaunchAttentionRows(p, stream);
+}
+
+}  // namespace
+
+void RunAttention(const AttentionData& data, AttentionKernel kernel, cudaStream_t stream) {
   const AttentionParams p = data.Params();
   if (p.shape.rotary_dim) {
     Must(cuda::LaunchRopeTable(
         {p.step, p.shape.rotary_dim / 2, data.frequency.get(), data.rope.get()}, stream));
   }
-  if (decode) {
-    Must(cuda::LaunchAttentionDecode(p, data.max_rows(), stream));
-  } else {
-    Must(cuda::LaunchAttentionPrefill(p, stream));
-  }
+  Must(Launch(p, data.max_rows(), kernel, stream));
 }
 
 namespace {
 
-std::vector<Bf16> RunOnce(AttentionData& data, bool decode, cudaStream_t stream) {
+std::vector<Bf16> RunOnce(AttentionData& data, AttentionKernel kernel, cudaStream_t stream) {
   data.Reset();
-  RunAttention(data, decode, stream);
+  RunAttention(data, kernel, stream);
   BENCH_CUDA(cudaStreamSynchronize(stream));
   return data.out.Read();
 }
@@ -228,11 +243,11 @@ bool Same(const std::vector<Bf16>& a, const std::vector<Bf16>& b, size_t n) {
 }
 
 /// The graph captured now, replayed with the sequences moved, against a direct launch.
-bool ReplaysElsewhere(AttentionData& data, bool decode, cudaStream_t stream) {
+bool ReplaysElsewhere(AttentionData& data, AttentionKernel kernel, cudaStream_t stream) {
   cudaGraph_t graph;
   cudaGraphExec_t exec;
   BENCH_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-  RunAttention(data, decode, stream);
+  RunAttention(data, kernel, stream);
   BENCH_CUDA(cudaStreamEndCapture(stream, &graph));
   BENCH_CUDA(cudaGraphInstantiate(&exec, graph, 0));
   AttentionCase moved = data.c;
@@ -242,7 +257,7 @@ bool ReplaysElsewhere(AttentionData& data, bool decode, cudaStream_t stream) {
   }
   data.Place(moved);
   const size_t n = (data.rows_host.size() - data.c.padding) * data.c.shape.out_width();
-  const std::vector<Bf16> direct = RunOnce(data, decode, stream);
+  const std::vector<Bf16> direct = RunOnce(data, kernel, stream);
   const std::vector<uint8_t> k = data.k.Read();
   data.Reset();
   BENCH_CUDA(cudaGraphLaunch(exec, stream));
@@ -255,7 +270,7 @@ bool ReplaysElsewhere(AttentionData& data, bool decode, cudaStream_t stream) {
 
 /// One sequence's rows [first, first + n) of the whole, as a batch of their own, after the whole ran.
 bool SameAlone(AttentionData& data, const std::vector<Bf16>& whole, int sequence, int first, int n,
-               bool decode, cudaStream_t stream) {
+               AttentionKernel kernel, cudaStream_t stream) {
   const StepSequence q = data.sequences_host[sequence];
   const AttentionShape& s = data.c.shape;
   AttentionParams p = data.Params();
@@ -273,9 +288,8 @@ bool SameAlone(AttentionData& data, const std::vector<Bf16>& whole, int sequence
   p.qkv = qkv.get(), p.out = out.get();
   p.rope = data.rope.get() + row * s.rotary_dim;
   // Decode: a smaller grid, too.
-  p.capacity = decode ? q.start + first + n : p.capacity;
-  Must(decode ? cuda::LaunchAttentionDecode(p, n, stream)
-              : cuda::LaunchAttentionPrefill(p, stream));
+  p.capacity = kernel == AttentionKernel::kDecode ? q.start + first + n : p.capacity;
+  Must(Launch(p, n, kernel, stream));
   BENCH_CUDA(cudaStreamSynchronize(stream));
   const std::vector<Bf16> got = out.Read();
   return std::memcmp(got.data(), whole.data() + row * s.out_width(), got.size() * 2) == 0;
@@ -283,7 +297,8 @@ bool SameAlone(AttentionData& data, const std::vector<Bf16>& whole, int sequence
 
 }  // namespace
 
-AttentionVerdict CheckAttention(const AttentionCase& c, bool decode, cudaStream_t stream) {
+AttentionVerdict CheckAttention(const AttentionCase& c, AttentionKernel kernel,
+                                cudaStream_t stream) {
   AttentionVerdict verdict;
   const auto fail = [&](std::string why) {
     if (verdict.ok) verdict.why = std::move(why);
@@ -294,8 +309,8 @@ AttentionVerdict CheckAttention(const AttentionCase& c, bool decode, cudaStream_
   AttentionData data(c, room);
   const AttentionShape& s = c.shape;
   const size_t rows = data.rows_host.size(), n = (rows - c.padding) * s.out_width();
-  const std::vector<Bf16> first = RunOnce(data, decode, stream);
-  if (!Same(first, RunOnce(data, decode, stream), n)) fail("other bits");
+  const std::vector<Bf16> first = RunOnce(data, kernel, stream);
+  if (!Same(first, RunOnce(data, kernel, stream), n)) fail("other bits");
   if (const std::string why = CheckCache(data); !why.empty()) fail(why);
 
   const Buffer<Bf16> qkv(data.qkv_host);
@@ -325,14 +340,14 @@ AttentionVerdict CheckAttention(const AttentionCase& c, bool decode, cudaStream_
   for (int i = 0; i < static_cast<int>(c.sequences.size()); ++i) {
     const int count = c.sequences[i].n_rows, half = count / 2;
     if (count == 0) continue;
-    if (!SameAlone(data, first, i, 0, count, decode, stream)) fail("other bits alone");
-    if (!decode && half > 0 &&
-        (!SameAlone(data, first, i, 0, half, decode, stream) ||
-         !SameAlone(data, first, i, half, count - half, decode, stream))) {
+    if (!SameAlone(data, first, i, 0, count, kernel, stream)) fail("other bits alone");
+    if (kernel != AttentionKernel::kDecode && half > 0 &&
+        (!SameAlone(data, first, i, 0, half, kernel, stream) ||
+         !SameAlone(data, first, i, half, count - half, kernel, stream))) {
       fail("other bits in two chunks");
     }
   }
-  if (!ReplaysElsewhere(data, decode, stream)) fail("a graph replayed elsewhere has other bits");
+  if (!ReplaysElsewhere(data, kernel, stream)) fail("a graph replayed elsewhere has other bits");
   return verdict;
 }
 

@@ -54,8 +54,11 @@ class AttentionData {
   Buffer<std::byte> workspace;
 };
 
-/// Rope table and attention; decode where `decode`.
-void RunAttention(const AttentionData& data, bool decode, cudaStream_t stream);
+/// kPrefill is what LaunchAttentionPrefill chooses on this GPU.
+enum class AttentionKernel { kDecode, kPrefill, kPortablePrefill };
+
+/// Rope table and attention.
+void RunAttention(const AttentionData& data, AttentionKernel kernel, cudaStream_t stream);
 
 struct AttentionVerdict {
   bool ok = true;
@@ -66,6 +69,7 @@ struct AttentionVerdict {
 /// Twice on poisoned memory for its bits; the cache's new and old positions; the result against
 /// double; a captured graph replayed at other positions; each sequence alone, and a prefill in two
 /// chunks, bit for bit.
-AttentionVerdict CheckAttention(const AttentionCase& c, bool decode, cudaStream_t stream);
+AttentionVerdict CheckAttention(const AttentionCase& c, AttentionKernel kernel,
+                                cudaStream_t stream);
 
 }  // namespace nibble::bench

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/attention_prefill.cuh"
+#include "kernels/cuda/attention_rows.h"
 #include "kernels/cuda/launch.h"
 
 // Attention of many rows with mma.sync, for GPUs from 8.0 on: every warp has 16 rows, and its softmax runs

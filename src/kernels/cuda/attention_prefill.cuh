@@ -41,9 +41,4 @@ __device__ __forceinline__ RowTile FindRowTile(const Step& step, int index, int 
   return {};
 }
 
-/// Rows over a cache and queries that are prepared: with mma.sync; and, head_dim 128 and 256 on compute
-/// capability 9.0 alone, with wgmma.
-Result<void> LaunchAttentionRows(const AttentionParams& params, cudaStream_t stream);
-Result<void> LaunchSm90AttentionRows(const AttentionParams& params, cudaStream_t stream);
-
 }  // namespace nibble::cuda

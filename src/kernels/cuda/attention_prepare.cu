@@ -1,4 +1,5 @@
-#include "kernels/cuda/attention_prefill.cuh"
+#include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/attention_rows.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/operator_checks.h"
 
@@ -65,8 +66,15 @@ Result<void> Prepare(const AttentionParams& p, cudaStream_t stream) {
   return LaunchDependent(kernel, dim3(p.step.rows), kThreads, p, stream);
 }
 
-/// q of every row normalised and rotated in place, k and v into the cache.
-Result<void> LaunchPrepare(const AttentionParams& p, cudaStream_t stream) {
+}  // namespace
+
+Result<void> LaunchRopeTable(const RopeTableParams& p, cudaStream_t stream) {
+  NIBBLE_CHECK_OK(CheckRopeTable(p));
+  const int64_t blocks = CeilDiv(static_cast<int64_t>(p.step.rows) * p.frequencies, kThreads);
+  return LaunchDependent(RopeTableKernel, dim3(static_cast<unsigned>(blocks)), kThreads, p, stream);
+}
+
+Result<void> LaunchPrepareAttention(const AttentionParams& p, cudaStream_t stream) {
   switch (p.shape.head_dim) {
     case 64:
       return Prepare<64>(p, stream);
@@ -77,17 +85,9 @@ Result<void> LaunchPrepare(const AttentionParams& p, cudaStream_t stream) {
   }
 }
 
-}  // namespace
-
-Result<void> LaunchRopeTable(const RopeTableParams& p, cudaStream_t stream) {
-  NIBBLE_CHECK_OK(CheckRopeTable(p));
-  const int64_t blocks = CeilDiv(static_cast<int64_t>(p.step.rows) * p.frequencies, kThreads);
-  return LaunchDependent(RopeTableKernel, dim3(static_cast<unsigned>(blocks)), kThreads, p, stream);
-}
-
 Result<void> LaunchAttentionPrefill(const AttentionParams& p, cudaStream_t stream) {
   NIBBLE_CHECK_OK(CheckAttention(p));
-  NIBBLE_CHECK_OK(LaunchPrepare(p, stream));
+  NIBBLE_CHECK_OK(LaunchPrepareAttention(p, stream));
   int device = 0, major = 0;
   NIBBLE_CUDA_TRY(cudaGetDevice(&device));
   NIBBLE_CUDA_TRY(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));

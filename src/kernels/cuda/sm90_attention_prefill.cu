@@ -1,4 +1,5 @@
 #include "kernels/cuda/attention_prefill.cuh"
+#include "kernels/cuda/attention_rows.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/sm90_ptx.cuh"
 #include "kernels/cuda/sm90_wgmma.cuh"
