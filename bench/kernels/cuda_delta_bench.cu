@@ -81,8 +81,8 @@ class Stand {
       Side& side = sides_[turn.slot];
       if (turn.keep >= 0) Keep(side, turn.keep);
       if (turn.restart) Restart(side);
-      sequences[i] = {turn.slot, static_cast<int>(rows), turn.rows, side.position,
-                      turn.restart ? 0 : side.kept, turn.tentative};
+      sequences[i] = {turn.slot,     static_cast<int>(rows),       turn.rows,
+                      side.position, turn.restart ? 0 : side.kept, turn.tentative};
       rows += turn.rows;
     }
     const std::vector<Bf16> in = DeltaInputs(shape_, kind_, rows, ++seed_);
@@ -230,8 +230,8 @@ class Stand {
     if (share <= 1 || !verdict_.ok) return;
     verdict_.ok = false;
     char text[120];
-    std::snprintf(text, sizeof text, "%s: %.3e, wanted %.3e, off by %.2e, bound %.2e, step %d", what,
-                  is, want, off, bound, int(seed_));
+    std::snprintf(text, sizeof text, "%s: %.3e, wanted %.3e, off by %.2e, bound %.2e, step %d",
+                  what, is, want, off, bound, int(seed_));
     verdict_.why = text;
   }
 
@@ -293,7 +293,8 @@ void CheckDecode(const DeltaShape& s, DeltaKind kind, Path path, bool graphs, in
   int keep0 = -1, keep2 = 1;
   for (int n = 1; n <= decode_rows; ++n) {
     for (int kept = 0; kept <= n; ++kept) {
-      stand.Run(path, {{1, 1}, {2, n, true, keep2}, {0, (n + kept) % decode_rows + 1, false, keep0}});
+      stand.Run(path,
+                {{1, 1}, {2, n, true, keep2}, {0, (n + kept) % decode_rows + 1, false, keep0}});
       keep2 = kept;
     }
     keep0 = -1;
@@ -350,10 +351,11 @@ void CheckBits(const DeltaShape& s, Tally& tally, cudaStream_t stream) {
   for (const auto* other : {&drafts, &alone}) {
     const int i = other == &drafts ? 1 : 2;
     const size_t bytes = size_t(s.state_size()) * sizeof(float);
-    const bool same =
-        out[0] == out[i] && std::memcmp(plain.data(), other->data(), bytes) == 0;
+    const bool same = out[0] == out[i] && std::memcmp(plain.data(), other->data(), bytes) == 0;
     ++tally.done, tally.failed += !same;
-    if (!same) std::printf("FAIL %s: bits differ\n", Name(s, DeltaKind::kPlain, i == 1 ? "drafts" : "no clusters").c_str());
+    if (!same)
+      std::printf("FAIL %s: bits differ\n",
+                  Name(s, DeltaKind::kPlain, i == 1 ? "drafts" : "no clusters").c_str());
   }
 }
 
@@ -367,7 +369,8 @@ int CheckRefusals() {
   alignas(256) static std::byte some[256];
   DeltaParams good;
   good.shape = kQwen;
-  good.parameters = {{reinterpret_cast<float*>(some), 4 * 8192}, {&number, 32}, {&number, 32}, {&number, 128}};
+  good.parameters = {
+      {reinterpret_cast<float*>(some), 4 * 8192}, {&number, 32}, {&number, 32}, {&number, 128}};
   good.memory = {reinterpret_cast<float*>(some), reinterpret_cast<Bf16*>(some), 1, 4};
   good.sequences = reinterpret_cast<DeltaSequence*>(some), good.n_sequences = 1, good.rows = 1;
   good.in = reinterpret_cast<Bf16*>(some), good.out = reinterpret_cast<Bf16*>(some);
@@ -454,7 +457,8 @@ int RunAccuracy(cudaStream_t stream) {
         if (path == Path::kPrefill) {
           stand.Run(path, {{0, rows}});
         } else {
-          for (int done = 0; done < rows; done += 8) stand.Run(path, {{0, std::min(8, rows - done)}});
+          for (int done = 0; done < rows; done += 8)
+            stand.Run(path, {{0, std::min(8, rows - done)}});
         }
         const DeltaVerdict v = stand.Finish();
         std::printf(
@@ -489,8 +493,8 @@ class Timer {
     const auto some = DeltaInputs(kQwen, DeltaKind::kPlain, std::min<int64_t>(rows, 256), 5);
     for (int64_t t = 0; t < rows; t += 256) {
       const size_t n = std::min<int64_t>(256, rows - t) * kQwen.in_width();
-      BENCH_CUDA(cudaMemcpy(in_.get() + t * kQwen.in_width(), some.data(), n * 2,
-                            cudaMemcpyHostToDevice));
+      BENCH_CUDA(
+          cudaMemcpy(in_.get() + t * kQwen.in_width(), some.data(), n * 2, cudaMemcpyHostToDevice));
     }
   }
 
@@ -542,8 +546,8 @@ int RunTimings(cudaStream_t stream) {
     for (int i = 0; i < 30; ++i) warm.Time(true, 1, 8192, 0, false);
   }
   const double state = double(kQwen.state_size()) * 4;
-  const auto row = [&](const char* path, int sequences, int rows, int kept, bool tentative, double us,
-                       double bytes) {
+  const auto row = [&](const char* path, int sequences, int rows, int kept, bool tentative,
+                       double us, double bytes) {
     const double floor = bytes / kReadBytesPerUs;
     std::printf(
         "{\"path\": \"%s\", \"sequences\": %d, \"rows\": %d, \"kept\": %d, \"tentative\": %d, "

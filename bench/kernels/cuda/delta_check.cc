@@ -135,8 +135,8 @@ void DeltaTruth::RunHead(int64_t head, const std::vector<double>& x, const Bf16*
         result += S[c] * q[c];
       }
       double& e = state_error[head * s.v_dim + r];
-      e = decay * e + unit * (length * (1 + std::abs(g)) + std::abs(delta) +
-                              beta * (std::abs(v[r]) + length)) +
+      e = decay * e +
+          unit * (length * (1 + std::abs(g)) + std::abs(delta) + beta * (std::abs(v[r]) + length)) +
           beta * rounding[r];
       o[r] = result;
       error[r] = q_length * (e + 2 * unit * (length + std::abs(delta)));
@@ -149,8 +149,9 @@ void DeltaTruth::RunHead(int64_t head, const std::vector<double>& x, const Bf16*
       const int64_t at = t * s.out_width() + head * s.v_dim + r;
       out[at] = o[r] * factor;
       // The norm's own error is that of all the head's outputs; bf16 rounds by up to 2^-8.
-      bound[at] = std::abs(factor) * (error[r] + std::abs(o[r]) * inverse * std::sqrt(errors / s.v_dim)) +
-                  std::abs(out[at]) * 0x1.01p-8 + 1e-37;
+      bound[at] =
+          std::abs(factor) * (error[r] + std::abs(o[r]) * inverse * std::sqrt(errors / s.v_dim)) +
+          std::abs(out[at]) * 0x1.01p-8 + 1e-37;
     }
   }
 }

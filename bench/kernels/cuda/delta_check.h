@@ -19,8 +19,8 @@ using kernels::DeltaShape;
 /// What the inputs are like.
 enum class DeltaKind {
   kPlain,
-  kStrongDecay,   // e^g from 1 down to 0 within a few rows
-  kLongMemory,    // e^g and beta near 1, and keys that are nearly parallel
+  kStrongDecay,  // e^g from 1 down to 0 within a few rows
+  kLongMemory,   // e^g and beta near 1, and keys that are nearly parallel
 };
 
 /// Parameters of a layer, on the host and the device.
@@ -50,8 +50,8 @@ class DeltaTruth {
   std::vector<double> state_error;  // [v_heads][v_dim]: of the rows' lengths
 
  private:
-  void RunHead(int64_t head, const std::vector<double>& x, const Bf16* in, int64_t rows, double unit,
-               double* out, double* bound);
+  void RunHead(int64_t head, const std::vector<double>& x, const Bf16* in, int64_t rows,
+               double unit, double* out, double* bound);
 
   const DeltaShape shape_;
   const DeltaLayer& layer_;
@@ -60,7 +60,7 @@ class DeltaTruth {
 
 struct DeltaVerdict {
   bool ok = true;
-  double worst = 0;         // |y - truth| / bound
+  double worst = 0;                         // |y - truth| / bound
   double out = 0, rounding = 0, state = 0;  // relative L2; rounding: the truth's own, to bf16
   std::string why;
 };

@@ -31,7 +31,8 @@ __device__ __forceinline__ void LetNextStart() {
 /// wrote it left it.
 __device__ __forceinline__ DeltaSequence LoadSequence(const Args& a, int index) {
   const int* p = reinterpret_cast<const int*>(a.sequences + index);
-  DeltaSequence s{__ldcg(p), __ldcg(p + 1), __ldcg(p + 2), __ldcg(p + 3), __ldcg(p + 4), __ldcg(p + 5)};
+  DeltaSequence s{__ldcg(p),     __ldcg(p + 1), __ldcg(p + 2),
+                  __ldcg(p + 3), __ldcg(p + 4), __ldcg(p + 5)};
   if (s.start == 0) s.kept = 0;
   return s;
 }
@@ -39,9 +40,7 @@ __device__ __forceinline__ DeltaSequence LoadSequence(const Args& a, int index) 
 __device__ __forceinline__ void CopyAsync16(uint32_t to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
-__device__ __forceinline__ void WaitForCopies() {
-  asm volatile("cp.async.wait_all;" ::: "memory");
-}
+__device__ __forceinline__ void WaitForCopies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 __device__ __forceinline__ Bf16 LoadOne(const Bf16* p) {
   return Bf16{__ldcg(reinterpret_cast<const unsigned short*>(p))};
@@ -78,18 +77,19 @@ __device__ __forceinline__ Raw<N> LoadRaw(const Bf16* p) {
 }
 
 __device__ __forceinline__ Bf16* RingRow(const Args& a, int slot, int position) {
-  return a.ring + (static_cast<int64_t>(slot) * a.ring_rows + position % a.ring_rows) * a.ring_width;
+  return a.ring +
+         (static_cast<int64_t>(slot) * a.ring_rows + position % a.ring_rows) * a.ring_width;
 }
 
 /// Where the input at `position` lies, which is not negative.
-__device__ __forceinline__ const Bf16* InputRow(const Args& a, const DeltaSequence& s, int position) {
+__device__ __forceinline__ const Bf16* InputRow(const Args& a, const DeltaSequence& s,
+                                                int position) {
   if (position < s.start) return RingRow(a, s.slot, position);
   return a.in + (s.first_row + static_cast<int64_t>(position - s.start)) * a.in_width;
 }
 
 // --- arithmetic ---
 
-__device__ __forceinline__ float Sigmoid(float x) { return 1.0f / (1.0f + __expf(-x)); }
 __device__ __forceinline__ float Silu(float x) { return __fdividef(x, 1.0f + __expf(-x)); }
 
 __device__ __forceinline__ float SumOfWarp(float x) {
@@ -99,7 +99,7 @@ __device__ __forceinline__ float SumOfWarp(float x) {
 }
 
 /// A head's rates: beta, and g = -e^a_log softplus(a + dt_bias), the logarithm of the decay.
-__device__ __forceinline__ float Beta(float b) { return 1.0f / (1.0f + expf(-b)); }
+__device__ __forceinline__ float Beta(float b) { return __fdividef(1.0f, 1.0f + expf(-b)); }
 __device__ __forceinline__ float LogDecay(float a, float a_log, float dt_bias) {
   const float x = a + dt_bias;
   return -expf(a_log) * (x > 20 ? x : log1pf(expf(x)));
@@ -117,7 +117,8 @@ struct Taps {
 #pragma unroll
       for (int i = 0; i < N; i += 2) {
         float2 two = make_float2(0, 0);
-        if (tap >= 0) two = *reinterpret_cast<const float2*>(a.conv + tap * a.channels + channel + i);
+        if (tap >= 0)
+          two = *reinterpret_cast<const float2*>(a.conv + tap * a.channels + channel + i);
         w[j][i] = two.x, w[j][i + 1] = two.y;
       }
     }

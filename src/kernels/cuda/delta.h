@@ -35,8 +35,8 @@ struct DeltaSequence {
   int32_t slot = 0;
   int32_t first_row = 0;  // of `in` and `out`
   int32_t n_rows = 0;     // 0: nothing to do
-  int32_t start = 0;      // the first row's position; at 0 the slot's old contents are not looked at
-  int32_t kept = 0;       // of the last launch's tentative rows; those before `start`. Else 0
+  int32_t start = 0;  // the first row's position; at 0 the slot's old contents are not looked at
+  int32_t kept = 0;   // of the last launch's tentative rows; those before `start`. Else 0
   int32_t tentative = 0;  // decode: whether the rows may be taken back
 };
 
@@ -64,9 +64,9 @@ struct DeltaParams {
   DeltaMemory memory;
   const DeltaSequence* sequences = nullptr;  // device, [n_sequences], of distinct slots
   int n_sequences = 0;
-  int64_t rows = 0;                // that all sequences together have at most; sizes prefill's grid
-  const Bf16* in = nullptr;        // [rows, shape.in_width()]: q | k | v | z | b | a, 16-byte aligned
-  Bf16* out = nullptr;             // [rows, shape.out_width()], 16-byte aligned
+  int64_t rows = 0;          // that all sequences together have at most; sizes prefill's grid
+  const Bf16* in = nullptr;  // [rows, shape.in_width()]: q | k | v | z | b | a, 16-byte aligned
+  Bf16* out = nullptr;       // [rows, shape.out_width()], 16-byte aligned
   std::byte* workspace = nullptr;  // 256-byte aligned; decode needs none
   size_t workspace_bytes = 0;
 };

@@ -29,11 +29,12 @@ Result<void> CheckParameters(const kernels::DeltaShape& s, const kernels::DeltaP
   if (p.conv.n != s.taps * s.channels() || p.a_log.n != s.v_heads || p.dt_bias.n != s.v_heads ||
       p.norm.n != s.v_dim || !Aligned(p.conv.data, 16) || !Aligned(p.a_log.data, 4) ||
       !Aligned(p.dt_bias.data, 4) || !Aligned(p.norm.data, 4)) {
-    return Err(ErrorCode::kInvalidArgument,
-               "gated DeltaNet on CUDA: parameters conv {}, a_log {}, dt_bias {}, norm {}; expected "
-               "{}, {}, {} and {} numbers on the device, conv 16-byte aligned",
-               p.conv.n, p.a_log.n, p.dt_bias.n, p.norm.n, s.taps * s.channels(), s.v_heads,
-               s.v_heads, s.v_dim);
+    return Err(
+        ErrorCode::kInvalidArgument,
+        "gated DeltaNet on CUDA: parameters conv {}, a_log {}, dt_bias {}, norm {}; expected "
+        "{}, {}, {} and {} numbers on the device, conv 16-byte aligned",
+        p.conv.n, p.a_log.n, p.dt_bias.n, p.norm.n, s.taps * s.channels(), s.v_heads, s.v_heads,
+        s.v_dim);
   }
   return {};
 }
@@ -46,10 +47,11 @@ Result<Args> CheckedArgs(const DeltaParams& p) {
   NIBBLE_CHECK_OK(CheckParameters(s, p.parameters));
   if (p.memory.slots < 1 || p.memory.decode_rows < 1 || p.memory.decode_rows > kDeltaDecodeRows ||
       p.n_sequences < 1 || p.n_sequences > 65535 || p.rows < 1 || p.rows > 1 << 24) {
-    return Err(ErrorCode::kInvalidArgument,
-               "gated DeltaNet on CUDA: {} slots, {} decode rows, {} sequences, {} rows; expected at "
-               "least one of each, decode rows up to {}, sequences up to 65535, rows up to 2^24",
-               p.memory.slots, p.memory.decode_rows, p.n_sequences, p.rows, kDeltaDecodeRows);
+    return Err(
+        ErrorCode::kInvalidArgument,
+        "gated DeltaNet on CUDA: {} slots, {} decode rows, {} sequences, {} rows; expected at "
+        "least one of each, decode rows up to {}, sequences up to 65535, rows up to 2^24",
+        p.memory.slots, p.memory.decode_rows, p.n_sequences, p.rows, kDeltaDecodeRows);
   }
   if (!Aligned(p.memory.state, 16) || !Aligned(p.memory.ring, 16) || !Aligned(p.in, 16) ||
       !Aligned(p.out, 16) || !Aligned(p.sequences, 4)) {
@@ -77,12 +79,12 @@ Result<Args> CheckedArgs(const DeltaParams& p) {
 }
 
 Error RefuseWorkspace(const DeltaParams& p, int64_t chunks) {
-  return Err(ErrorCode::kInvalidArgument,
-             "gated DeltaNet on CUDA: a workspace of {} bytes at {} for {} chunks of {} rows in {} "
-             "sequences; expected 256-byte aligned device memory of DeltaPrefillWorkspace() bytes, and "
-             "at most 65535 chunks in a launch (fewer sequences)",
-             p.workspace_bytes, static_cast<const void*>(p.workspace), chunks, p.rows,
-             p.n_sequences);
+  return Err(
+      ErrorCode::kInvalidArgument,
+      "gated DeltaNet on CUDA: a workspace of {} bytes at {} for {} chunks of {} rows in {} "
+      "sequences; expected 256-byte aligned device memory of DeltaPrefillWorkspace() bytes, and "
+      "at most 65535 chunks in a launch (fewer sequences)",
+      p.workspace_bytes, static_cast<const void*>(p.workspace), chunks, p.rows, p.n_sequences);
 }
 
 }  // namespace nibble::cuda::delta

@@ -1,5 +1,3 @@
-#include <cooperative_groups.h>
-
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/delta.cuh"
 
@@ -15,16 +13,14 @@
 namespace nibble::cuda::delta {
 namespace {
 
-namespace cg = cooperative_groups;
-
-constexpr int kLanes = 8;                       // that share a row of the state
-constexpr int kThreads = kSliceRows * kLanes;   // a thread has a part of one row of every slice
+constexpr int kLanes = 8;                      // that share a row of the state
+constexpr int kThreads = kSliceRows * kLanes;  // a thread has a part of one row of every slice
 constexpr int kWarps = kThreads / 32;
 constexpr int kMaxRows = 2 * kDeltaDecodeRows;  // kept and new
 constexpr int kBefore = kMaxTaps - 1;           // rows before them that the convolution reads
 constexpr int kMaxSlices = 4;
-constexpr int kWorthWholeHeads = 128;           // heads of all sequences together
-constexpr int kGateWarp = 4;                    // which has no row to prepare when there is one
+constexpr int kWorthWholeHeads = 128;  // heads of all sequences together
+constexpr int kGateWarp = 4;           // which has no row to prepare when there is one
 
 template <int kKeys, int kSlices>
 struct Shared {
@@ -35,6 +31,7 @@ struct Shared {
   float beta[kMaxRows], decay[kMaxRows];
   float o[kDeltaDecodeRows][kValues];
   float squares[kDeltaDecodeRows][kMaxSlices];
+  uint64_t arrived;  // a mbarrier: all squares of the cluster
 };
 
 /// Where a block works: slices first_slice ... of value head `head`.
@@ -44,9 +41,9 @@ struct Place {
   bool writes_keys;  // the one block that keeps its key head's inputs
 
   __device__ explicit Place(const Args& a) {
-    const int blocks = a.v_dim / (kSliceRows * kSlices), group = a.v_heads / a.k_heads;
-    head = blockIdx.x / blocks;
-    first_slice = blockIdx.x % blocks * kSlices;
+    const int group = a.v_heads / a.k_heads;
+    head = blockIdx.y;
+    first_slice = blockIdx.x * kSlices;
     key_head = head / group;
     writes_keys = head % group == 0 && first_slice == 0;
   }
@@ -65,14 +62,34 @@ struct Place {
 struct Rows {
   DeltaSequence s;
   int kept, n;
+  Bf16* ring;      // the slot's
+  int ring_first;  // where the ring has the first row that a tap reads
 
+  __device__ Rows(const Args& a, const DeltaSequence& sequence) : s(sequence) {
+    kept = min(s.kept, a.decode_rows);
+    n = a.fold_only ? kept : kept + min(s.n_rows, a.decode_rows);
+    ring = a.ring + static_cast<int64_t>(s.slot) * a.ring_rows * a.ring_width;
+    ring_first = static_cast<unsigned>(position(1 - a.taps) + a.ring_rows) % a.ring_rows;
+  }
   __device__ int position(int row) const { return s.start - kept + row; }
+  /// Without a division: the rows of a launch go round the ring once at most.
+  __device__ Bf16* Ring(const Args& a, int row) const {
+    int at = ring_first + row + a.taps - 1;
+    if (at >= a.ring_rows) at -= a.ring_rows;
+    return ring + at * a.ring_width;
+  }
+  /// A row's inputs.
+  __device__ const Bf16* Input(const Args& a, int row) const {
+    if (row < kept) return Ring(a, row);
+    return a.in + (s.first_row + static_cast<int64_t>(row - kept)) * a.in_width;
+  }
 };
 
 /// Calls f(row, column) for every 16 bytes of rows [first, last) of Shared::in.
 template <int kWidth, class F>
 __device__ __forceinline__ void EachPiece(int first, int last, F f) {
   constexpr int kPieces = kWidth / 8;
+#pragma unroll 1
   for (int i = threadIdx.x; i < (last - first) * kPieces; i += kThreads) {
     f(first + i / kPieces, i % kPieces * 8);
   }
@@ -85,12 +102,11 @@ __device__ __forceinline__ void LoadInputs(const Args& a, const Rows& r,
                                            Shared<kKeys, kSlices>& shared) {
   using S = Shared<kKeys, kSlices>;
   EachPiece<S::kWidth>(-kBefore, r.n, [&](int row, int column) {
-    const int position = r.position(row);
     Bf16* to = &shared.in[kBefore + row][column];
-    if (position < 0 || row <= -a.taps) {
+    if (r.position(row) < 0 || row <= -a.taps) {
       *reinterpret_cast<uint4*>(to) = make_uint4(0, 0, 0, 0);
     } else {
-      CopyAsync16(SharedAddress(to), InputRow(a, r.s, position) + p.Channel(a, column));
+      CopyAsync16(SharedAddress(to), r.Input(a, row) + p.Channel(a, column));
     }
   });
   EachPiece<S::kValues>(0, r.n - r.kept, [&](int row, int column) {
@@ -107,7 +123,7 @@ __device__ __forceinline__ void KeepInputs(const Args& a, const Rows& r,
                                            const Shared<kKeys, kSlices>& shared) {
   EachPiece<Shared<kKeys, kSlices>::kWidth>(r.kept, r.n, [&](int row, int column) {
     if (column < 2 * kKeys && !p.writes_keys) return;
-    *reinterpret_cast<uint4*>(RingRow(a, r.s.slot, r.position(row)) + p.Channel(a, column)) =
+    *reinterpret_cast<uint4*>(r.Ring(a, row) + p.Channel(a, column)) =
         *reinterpret_cast<const uint4*>(&shared.in[kBefore + row][column]);
   });
 }
@@ -145,6 +161,7 @@ struct Preparer {
   __device__ __forceinline__ void Run(int n, S& shared) const {
     const float scale = warp % 2 == 0 ? rsqrtf(static_cast<float>(kKeys)) : 1.0f;
     float(*keys)[kKeys] = warp % 2 == 0 ? shared.q : shared.k;
+#pragma unroll 1
     for (int row = warp / 2; row < n; row += kWarps / 2) {
       float y[kN];
       ConvolveAt(shared.in, row, key_column, key_taps, y);
@@ -154,6 +171,7 @@ struct Preparer {
         *reinterpret_cast<float2*>(&keys[row][lane * kN + i]) = make_float2(y[i], y[i + 1]);
       }
     }
+#pragma unroll 1
     for (int u = (kWarps - 1 - warp) * 4 + lane / 8; u < n * kSlices; u += kWarps * 4) {
       const int row = u / kSlices;
       float y[4];
@@ -171,7 +189,7 @@ __device__ __forceinline__ void PrepareGates(const Args& a, const Rows& r, int h
   const int row = threadIdx.x % 32;
   if (row >= r.n) return;
   const bool is_new = row >= r.kept;
-  Bf16* ring = RingRow(a, r.s.slot, r.position(row)) + a.channels + head;
+  Bf16* ring = r.Ring(a, row) + a.channels + head;
   const Bf16* from = ring;
   if (is_new) {
     from = a.in + (r.s.first_row + static_cast<int64_t>(row - r.kept)) * a.in_width + a.channels +
@@ -276,35 +294,68 @@ struct StateRows {
   }
 };
 
+// The slices of a head in a cluster tell each other their squares by stores that count as arrivals at
+// the reader's barrier: a cluster's own barrier with release would wait for the stores of the state.
+
+template <bool kCluster, class S>
+__device__ __forceinline__ void OpenExchange(S& shared) {
+#if __CUDA_ARCH__ >= 900
+  if constexpr (kCluster) {
+    if (threadIdx.x == 0) {
+      BarrierInit(SharedAddress(&shared.arrived), 1);
+      asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+  }
+#endif
+}
+
+/// `squares` numbers will come from all blocks of the cluster, which have begun from here on.
+template <bool kCluster, class S>
+__device__ __forceinline__ void ExpectSquares(int squares, S& shared) {
+#if __CUDA_ARCH__ >= 900
+  if constexpr (kCluster) {
+    if (threadIdx.x == 0) BarrierArriveExpect(SharedAddress(&shared.arrived), squares * 4);
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+  }
+#endif
+}
+
 /// The squares of a slice of a row's outputs, to every block that holds a slice of this head.
 template <bool kCluster, class S>
 __device__ __forceinline__ void ShareSquares(float sum, int row, int slice, S& shared) {
+  const int lane = threadIdx.x % 32;
   if constexpr (kCluster) {
 #if __CUDA_ARCH__ >= 900
-    const cg::cluster_group cluster = cg::this_cluster();
-    const int lane = threadIdx.x % 32;
-    if (lane < static_cast<int>(cluster.num_blocks())) {
-      *cluster.map_shared_rank(&shared.squares[row][slice], lane) = sum;
+    if (lane < static_cast<int>(gridDim.x)) {
+      asm volatile(
+          "{ .reg .b32 to, barrier;"
+          " mapa.shared::cluster.u32 to, %0, %3;"
+          " mapa.shared::cluster.u32 barrier, %1, %3;"
+          " st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [to], %2, [barrier]; "
+          "}" ::"r"(SharedAddress(&shared.squares[row][slice])),
+          "r"(SharedAddress(&shared.arrived)), "r"(__float_as_uint(sum)), "r"(lane)
+          : "memory");
     }
 #endif
   } else {
-    if (threadIdx.x % 32 == 0) shared.squares[row][slice] = sum;
+    if (lane == 0) shared.squares[row][slice] = sum;
   }
 }
 
-template <bool kCluster>
-__device__ __forceinline__ void Arrive() {
+template <bool kCluster, class S>
+__device__ __forceinline__ void WaitForSquares(S& shared) {
 #if __CUDA_ARCH__ >= 900
   if constexpr (kCluster) {
-    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-  }
-#endif
-}
-template <bool kCluster>
-__device__ __forceinline__ void Wait() {
-#if __CUDA_ARCH__ >= 900
-  if constexpr (kCluster) {
-    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+    uint32_t done = 0;
+    while (!done) {
+      asm volatile(
+          "{ .reg .pred p; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], 0;"
+          " selp.u32 %0, 1, 0, p; }"
+          : "=r"(done)
+          : "r"(SharedAddress(&shared.arrived))
+          : "memory");
+    }
     return;
   }
 #endif
@@ -316,18 +367,16 @@ __device__ __forceinline__ void Wait() {
 template <int kKeys, int kSlices>
 __device__ __forceinline__ void Prefetch(const Args& a, const Place<kKeys, kSlices>& p,
                                          const float* states, int64_t slot_size) {
-  const DeltaSequence s = LoadSequence(a, blockIdx.y);
-  if (s.slot < 0 || s.slot >= a.slots || s.start <= 0) return;
-  const auto prefetch = [](const void* at) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
-  };
+  const DeltaSequence s = LoadSequence(a, blockIdx.z);
+  if (s.slot < 0 || s.slot >= a.slots || s.start <= 0 || s.kept < 0) return;
+  const auto prefetch = [](const void* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); };
   constexpr int kFloats = kSlices * kSliceRows * kKeys;
   for (int i = threadIdx.x * 32; i < kFloats; i += kThreads * 32) {
     prefetch(states + s.slot * slot_size + i);
   }
-  const int first = max(0, s.start - min(max(s.kept, 0), kDeltaDecodeRows) - (a.taps - 1));
-  EachPiece<Shared<kKeys, kSlices>::kWidth>(first, s.start, [&](int position, int column) {
-    if (column % 32 == 0) prefetch(RingRow(a, s.slot, position) + p.Channel(a, column));
+  const Rows r(a, s);
+  EachPiece<Shared<kKeys, kSlices>::kWidth>(1 - a.taps, r.kept, [&](int row, int column) {
+    if (column % 32 == 0 && r.position(row) >= 0) prefetch(r.Ring(a, row) + p.Channel(a, column));
   });
 }
 
@@ -336,8 +385,7 @@ template <int kKeys, int kSlices, bool kCluster>
 __global__ void __launch_bounds__(kThreads, kSlices == 1 ? 3 : 2)
     DeltaDecode(const __grid_constant__ Args a) {
   __shared__ __align__(16) Shared<kKeys, kSlices> shared;
-  LetNextStart();
-  Arrive<kCluster>();  // a block's shared memory is there once it has arrived
+  OpenExchange<kCluster>(shared);
   const Place<kKeys, kSlices> p(a);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t slot_size = static_cast<int64_t>(a.v_heads) * a.v_dim * kKeys;
@@ -346,18 +394,16 @@ __global__ void __launch_bounds__(kThreads, kSlices == 1 ? 3 : 2)
   Prefetch(a, p, states, slot_size);
   const Preparer<kKeys, kSlices> preparer(a, p);
   const float a_log = a.a_log[p.head], dt_bias = a.dt_bias[p.head];
+  const int norm_column = warp % kSlices * kSliceRows + lane;
+  const float norm = a.norm[p.first_slice * kSliceRows + norm_column];
   WaitForPrevious();
 
-  Rows r{LoadSequence(a, blockIdx.y), 0, 0};
-  r.kept = min(r.s.kept, a.decode_rows);
-  r.n = a.fold_only ? r.kept : r.kept + min(r.s.n_rows, a.decode_rows);
-  if (a.fold_only ? r.kept == 0 : r.s.n_rows == 0) {
-    Wait<kCluster>();
-    return;
-  }
+  const Rows r(a, LoadSequence(a, blockIdx.z));
+  const int n_new = r.n - r.kept;
+  if (a.fold_only ? r.kept == 0 : n_new == 0) return;
   LoadInputs(a, r, p, shared);
-  float* const state = states + r.s.slot * slot_size + threadIdx.x / kLanes * kKeys +
-                       threadIdx.x % kLanes * 4;
+  float* const state =
+      states + r.s.slot * slot_size + threadIdx.x / kLanes * kKeys + threadIdx.x % kLanes * 4;
   StateRows<kKeys, kSlices> rows;
   if (r.s.start == 0) {
     rows.Zero();
@@ -372,34 +418,38 @@ __global__ void __launch_bounds__(kThreads, kSlices == 1 ? 3 : 2)
   preparer.Run(r.n, shared);
   __syncthreads();
 
+#pragma unroll 1
   for (int i = 0; i < r.kept; ++i) rows.Update(shared, i);
   const bool tentative = r.s.tentative != 0 && !a.fold_only;
   if (tentative && (r.kept > 0 || r.s.start == 0)) rows.Store(state);
+#pragma unroll 1
   for (int i = r.kept; i < r.n; ++i) {
     rows.Update(shared, i);
     rows.Output(shared, i, i - r.kept);
   }
+  if (!tentative) rows.Store(state);
+  // Not before: blocks of the next launch that wait here cost a row a third of its time.
+  LetNextStart();
+  ExpectSquares<kCluster>(n_new * (a.v_dim / kSliceRows), shared);
   __syncthreads();
 
-  Wait<kCluster>();
-  const int units = (r.n - r.kept) * kSlices;
+  const int units = n_new * kSlices;
+#pragma unroll 1
   for (int u = warp; u < units; u += kWarps) {
-    const float o = shared.o[u / kSlices][u % kSlices * kSliceRows + lane];
+    const float o = shared.o[u / kSlices][norm_column];
     ShareSquares<kCluster>(SumOfWarp(o * o), u / kSlices, p.first_slice + u % kSlices, shared);
   }
-  Arrive<kCluster>();
-  if (!tentative) rows.Store(state);
   KeepInputs(a, r, p, shared);
-  Wait<kCluster>();
+  WaitForSquares<kCluster>(shared);
+#pragma unroll 1
   for (int u = warp; u < units; u += kWarps) {
-    const int row = u / kSlices, column = u % kSlices * kSliceRows + lane;
+    const int row = u / kSlices;
     float sum = 0;
     for (int i = 0; i < a.v_dim / kSliceRows; ++i) sum += shared.squares[row][i];
-    const float inverse = rsqrtf(sum / static_cast<float>(a.v_dim) + a.norm_eps);
-    const float norm = a.norm[p.first_slice * kSliceRows + column];
+    const float inverse = rsqrtf(__fdividef(sum, static_cast<float>(a.v_dim)) + a.norm_eps);
     const int64_t batch_row = r.s.first_row + static_cast<int64_t>(row);
-    a.out[batch_row * (a.v_heads * a.v_dim) + p.value(a) + column] =
-        Round(shared.o[row][column] * inverse * norm * Silu(Float(shared.z[row][column])));
+    a.out[batch_row * (a.v_heads * a.v_dim) + p.value(a) + norm_column] = Round(
+        shared.o[row][norm_column] * inverse * norm * Silu(Float(shared.z[row][norm_column])));
   }
 }
 
@@ -417,7 +467,7 @@ Result<void> Launch(const Args& args, bool dependent, cudaStream_t stream) {
   attributes[1].val.clusterDim.x = static_cast<unsigned>(blocks);
   attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(args.v_heads * blocks, args.n_sequences);
+  config.gridDim = dim3(blocks, args.v_heads, args.n_sequences);
   config.blockDim = dim3(kThreads);
   config.stream = stream;
   config.attrs = attributes;

@@ -9,10 +9,10 @@
 namespace nibble::cuda::delta {
 namespace {
 
-constexpr int kSegmentRows = 2048;     // of all sequences together, if they are alike
-constexpr int kMinSegmentRows = 256;   // of each
-constexpr int kRunRows = 16;           // of a chunk that a warp prepares
-constexpr int kRowThreads = 256;       // of the kernels that go row by row
+constexpr int kSegmentRows = 2048;    // of all sequences together, if they are alike
+constexpr int kMinSegmentRows = 256;  // of each
+constexpr int kRunRows = 16;          // of a chunk that a warp prepares
+constexpr int kRowThreads = 256;      // of the kernels that go row by row
 
 // --- rows before the recurrence ---
 
@@ -61,7 +61,8 @@ __device__ __forceinline__ void PrepareRun(const Args& a, const Chunk& c, int fi
 
 /// A warp: 16 rows of a head of q, k or v. Grid: (heads by a block's, chunks).
 template <int kKeys, int kValues, int kChunk>
-__global__ void __launch_bounds__(kRowThreads, 3) DeltaPrepare(const __grid_constant__ PrefillArgs f) {
+__global__ void __launch_bounds__(kRowThreads, 3)
+    DeltaPrepare(const __grid_constant__ PrefillArgs f) {
   constexpr int kRuns = kChunk / kRunRows, kHeads = kRowThreads / 32 / kRuns;
   const Args& a = f.a;
   const Chunk c = FindChunk<kChunk>(f, blockIdx.y);
@@ -90,7 +91,10 @@ struct Shared {
     struct {
       float k[kChunk][kKeys + 8], q[kChunk][kKeys + 8];
     };
-    float lower[2][kChunk][kChunk + 4];  // of two heads: strict_lower(diag(beta) (K K^T * D))
+    struct {  // of two heads: strict_lower(diag(beta) (K K^T * D)), and I plus that, inverted
+      float lower[2][kChunk][kChunk + 4];
+      float solved[2][kChunk][kChunk];
+    };
   };
   // G in two pieces: after a strong decay, weak ones would be lost in one.
   float beta[kMaxGroup][kChunk], high[kMaxGroup][kChunk], low[kMaxGroup][kChunk];
@@ -98,8 +102,8 @@ struct Shared {
 
 /// A warp: the gates of a value head's rows; their running sum in double.
 template <int kChunk, class S>
-__device__ __forceinline__ void ChunkGates(const PrefillArgs& f, const Chunk& c, int head, int member,
-                                           S& shared) {
+__device__ __forceinline__ void ChunkGates(const PrefillArgs& f, const Chunk& c, int head,
+                                           int member, S& shared) {
   constexpr int kEach = kChunk / 32;
   const Args& a = f.a;
   const int lane = threadIdx.x % 32;
@@ -138,26 +142,48 @@ __device__ __forceinline__ void ChunkGates(const PrefillArgs& f, const Chunk& c,
   }
 }
 
-/// A column of (I + L)^-1, top to bottom, from row kFirst on: above it are zeros.
-template <int kChunk, int kFirst>
+/// A column of (I + L)^-1 by forward substitution, 16 rows at a time in registers; `solved`
+/// holds those above. No loop over all rows is unrolled: its code would not fit the instruction cache.
+template <int kChunk>
 __device__ __forceinline__ void SolveColumn(const float (&lower)[kChunk][kChunk + 4], int column,
-                                            float beta, float* to) {
-  float t[kChunk];
+                                            float beta, float (&solved)[kChunk][kChunk],
+                                            float* to) {
+  constexpr int kRows = 16;
+  const int start = column / 32 * 32;  // a warp's first column: above that row are zeros
+#pragma unroll 4
+  for (int i = 0; i < start; ++i) to[i * kChunk] = 0;
+#pragma unroll 1
+  for (int base = start; base < kChunk; base += kRows) {
+    float t[kRows];
 #pragma unroll
-  for (int i = kFirst; i < kChunk; ++i) {
-    float sum[4] = {i == column ? 1.0f : 0.0f, 0, 0, 0};
+    for (int i = 0; i < kRows; ++i) t[i] = base + i == column ? 1.0f : 0.0f;
+#pragma unroll 1
+    for (int j = start; j < base; j += 4) {
+      const float x[4] = {solved[j][column], solved[j + 1][column], solved[j + 2][column],
+                          solved[j + 3][column]};
 #pragma unroll
-    for (int j = kFirst; j < i; j += 4) {
-      const float4 l = *reinterpret_cast<const float4*>(&lower[i][j]);
-      sum[0] = __fmaf_rn(-l.x, t[j], sum[0]);
-      if (j + 1 < i) sum[1] = __fmaf_rn(-l.y, t[j + 1], sum[1]);
-      if (j + 2 < i) sum[2] = __fmaf_rn(-l.z, t[j + 2], sum[2]);
-      if (j + 3 < i) sum[3] = __fmaf_rn(-l.w, t[j + 3], sum[3]);
+      for (int i = 0; i < kRows; ++i) {
+        const float4 l = *reinterpret_cast<const float4*>(&lower[base + i][j]);
+        t[i] = __fmaf_rn(-l.x, x[0], t[i]);
+        t[i] = __fmaf_rn(-l.y, x[1], t[i]);
+        t[i] = __fmaf_rn(-l.z, x[2], t[i]);
+        t[i] = __fmaf_rn(-l.w, x[3], t[i]);
+      }
     }
-    t[i] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-  }
 #pragma unroll
-  for (int i = 0; i < kChunk; ++i) to[i * kChunk] = i < kFirst ? 0.0f : ToTf32(t[i] * beta);
+    for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+      for (int j = 0; j < i; j += 4) {
+        const float4 l = *reinterpret_cast<const float4*>(&lower[base + i][base + j]);
+        t[i] = __fmaf_rn(-l.x, t[j], t[i]);
+        if (j + 1 < i) t[i] = __fmaf_rn(-l.y, t[j + 1], t[i]);
+        if (j + 2 < i) t[i] = __fmaf_rn(-l.z, t[j + 2], t[i]);
+        if (j + 3 < i) t[i] = __fmaf_rn(-l.w, t[j + 3], t[i]);
+      }
+      solved[base + i][column] = t[i];
+      to[(base + i) * kChunk] = ToTf32(t[i] * beta);
+    }
+  }
 }
 
 /// A block: a key head of a chunk, all value heads that read it; a warp has 16 rows of the products.
@@ -187,7 +213,7 @@ __global__ void __launch_bounds__(2 * kChunk) DeltaChunk(const __grid_constant__
   const int row = 16 * warp + g;
 #pragma unroll 4
   for (int l = 0; l < kKeys; l += 8) {
-    const auto operand = [&](const float (&from)[kChunk][kKeys + 8], float (&to)[4]) {
+    const auto operand = [&](const float(&from)[kChunk][kKeys + 8], float(&to)[4]) {
       const float2 low = *reinterpret_cast<const float2*>(&from[row][l + 2 * t]);
       const float2 high = *reinterpret_cast<const float2*>(&from[row + 8][l + 2 * t]);
       to[0] = low.x, to[1] = high.x, to[2] = low.y, to[3] = high.y;
@@ -207,7 +233,8 @@ __global__ void __launch_bounds__(2 * kChunk) DeltaChunk(const __grid_constant__
     __syncthreads();
     for (int e = 0; e < min(2, group - base); ++e) {
       const int h = base + e;
-      float* p = f.p + (static_cast<int64_t>(blockIdx.y) * a.v_heads + first_head + h) * kChunk * kChunk;
+      float* p =
+          f.p + (static_cast<int64_t>(blockIdx.y) * a.v_heads + first_head + h) * kChunk * kChunk;
 #pragma unroll
       for (int j = 0; j < kTiles; ++j) {
 #pragma unroll
@@ -223,16 +250,11 @@ __global__ void __launch_bounds__(2 * kChunk) DeltaChunk(const __grid_constant__
       }
     }
     __syncthreads();
-    const int h = base + threadIdx.x / kChunk, col = threadIdx.x % kChunk;
+    const int member = threadIdx.x / kChunk, col = threadIdx.x % kChunk, h = base + member;
     if (h < group) {
-      const auto& lower = m.lower[threadIdx.x / kChunk];
-      float* to = f.t + (static_cast<int64_t>(blockIdx.y) * a.v_heads + first_head + h) * kChunk * kChunk +
-                  col / 8 * 8 + SlotOf(col % 8);
-      if (col < kChunk / 2) {
-        SolveColumn<kChunk, 0>(lower, col, m.beta[h][col], to);
-      } else {
-        SolveColumn<kChunk, kChunk / 2>(lower, col, m.beta[h][col], to);
-      }
+      const int64_t head = static_cast<int64_t>(blockIdx.y) * a.v_heads + first_head + h;
+      SolveColumn<kChunk>(m.lower[member], col, m.beta[h][col], m.solved[member],
+                          f.t + head * kChunk * kChunk + col / 8 * 8 + SlotOf(col % 8));
     }
   }
 }
@@ -268,7 +290,8 @@ __global__ void __launch_bounds__(kRowThreads) DeltaNorm(const __grid_constant__
 #pragma unroll 4
   for (int row = warp; row < c.n; row += kWarps) {
     const int64_t batch_row = c.s.first_row + static_cast<int64_t>(c.row + row);
-    const Raw<kN> z = LoadRaw<kN>(a.in + batch_row * a.in_width + a.channels + head * kValues + lane * kN);
+    const Raw<kN> z =
+        LoadRaw<kN>(a.in + batch_row * a.in_width + a.channels + head * kValues + lane * kN);
     float x[kN], sum = 0;
 #pragma unroll
     for (int i = 0; i < kN; i += 2) {
@@ -284,8 +307,8 @@ __global__ void __launch_bounds__(kRowThreads) DeltaNorm(const __grid_constant__
       const float high = x[i + 1] * inverse * norm[i + 1] * Silu(z[i + 1]);
       pairs[i / 2] = Round(low).bits | static_cast<uint32_t>(Round(high).bits) << 16;
     }
-    uint32_t* to = reinterpret_cast<uint32_t*>(a.out + (batch_row * a.v_heads + head) * kValues +
-                                               lane * kN);
+    uint32_t* to =
+        reinterpret_cast<uint32_t*>(a.out + (batch_row * a.v_heads + head) * kValues + lane * kN);
     if constexpr (kN == 4) {
       *reinterpret_cast<uint2*>(to) = make_uint2(pairs[0], pairs[1]);
     } else {
@@ -400,8 +423,7 @@ size_t DeltaPrefillWorkspace(const kernels::DeltaShape& shape, int64_t rows, int
 Result<void> LaunchDeltaPrefill(const DeltaParams& params, cudaStream_t stream) {
   int device = 0, shared = 0;
   NIBBLE_CUDA_TRY(cudaGetDevice(&device));
-  NIBBLE_CUDA_TRY(
-      cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  NIBBLE_CUDA_TRY(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   return delta::LaunchPrefill(params, delta::ChunkFor(params.shape, shared), stream);
 }
 

@@ -23,9 +23,9 @@ struct PrefillArgs {
   Args a;
   int first, length;  // rows of every sequence that this segment runs
   int chunks;         // that there is room for
-  float *q, *k;       // [chunks][k_heads][chunk][k_dim], TF32; rows behind a sequence's end are zeros
-  float* v;           // [chunks][v_heads][chunk][v_dim]; then o
-  float *t, *p;       // [chunks][v_heads][chunk][chunk], TF32, columns in the order of Token()
+  float *q, *k;  // [chunks][k_heads][chunk][k_dim], TF32; rows behind a sequence's end are zeros
+  float* v;      // [chunks][v_heads][chunk][v_dim]; then o
+  float *t, *p;  // [chunks][v_heads][chunk][chunk], TF32, columns in the order of Token()
   float *growth, *fade;  // [chunks][v_heads][chunk]: e^G, e^(G_n - G)
 };
 

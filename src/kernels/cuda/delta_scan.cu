@@ -1,19 +1,23 @@
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/delta_prefill.cuh"
 
-// The sequential part of delta_prefill.cuh. A block carries a slice of a head, 32 rows of S, and four
+// The sequential part of delta_prefill.cuh. A block carries a slice of a head, 32 rows of S, and its
 // warps share each product of a chunk by its columns, so that a tile of K, Q, T or P meets both halves
-// of the rows; what one product leaves, all four read in the next, through shared memory:
+// of the rows; what one product leaves, all of them read in the next, through shared memory:
 //   X^T = V^T - S0 K^T;  V'^T = X^T T^T;  O^T = S0 Q^T + V'^T P^T;  S1 = S0 + V'^T K
 // Two other warps copy: K and Q a chunk ahead, T as soon as its last reader is done, P while X is made.
 
 namespace nibble::cuda::delta {
 namespace {
 
-constexpr int kWarps = 4;  // that compute
 constexpr int kCopyThreads = 64;
-constexpr int kThreads = 32 * kWarps + kCopyThreads;
 constexpr int kHalves = kSliceRows / 16;  // a mma has 16 rows
+
+/// Warps that compute: each has eight tokens of a chunk. Two a scheduler hide each other's waits.
+template <int kChunk>
+constexpr int kWarps = kChunk / 8;
+template <int kChunk>
+constexpr int kThreads = 32 * kWarps<kChunk> + kCopyThreads;
 
 /// Rows of 8 banks more than a multiple of 32: a mma's eight rows lie in different ones.
 template <int kRows, int kCols>
@@ -42,7 +46,9 @@ __device__ __forceinline__ void CopyTile(Tile<kRows, kCols>& to, const float* fr
   }
 }
 
-__device__ __forceinline__ void CommitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void CommitCopies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
 /// All but the last kGroups.
 template <int kGroups>
 __device__ __forceinline__ void WaitForGroups() {
@@ -61,8 +67,7 @@ struct Copier {
   }
   __device__ __forceinline__ void CopyKeys(int c) const {
     Keys<kKeys, kChunk>& to = m.keys[c % kStages];
-    const int64_t at =
-        (static_cast<int64_t>(first + c) * f.a.k_heads + key_head) * kChunk * kKeys;
+    const int64_t at = (static_cast<int64_t>(first + c) * f.a.k_heads + key_head) * kChunk * kKeys;
     CopyTile<kChunk, kKeys>(to.k, f.k + at, thread);
     CopyTile<kChunk, kKeys>(to.q, f.q + at, thread);
     if (thread < kChunk / 4) {
@@ -133,16 +138,16 @@ __device__ __forceinline__ void StoreResult(const float (&c)[4], float (*tile)[k
   *reinterpret_cast<float2*>(&tile[row + 8][column]) = make_float2(ToTf32(c[2]), ToTf32(c[3]));
 }
 
-/// A warp's share of the slice: a quarter of a chunk's tokens, and of the columns of S.
+/// A warp's share of the slice: eight of a chunk's tokens, and some columns of S.
 template <int kKeys, int kChunk, int kStages>
 struct Worker {
-  static constexpr int kTokens = kChunk / 8 / kWarps, kColumns = kKeys / 8 / kWarps;  // tiles
+  static constexpr int kColumns = kKeys / 8 / kWarps<kChunk>;  // tiles
   Shared<kKeys, kChunk, kStages>& m;
   const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
   const int row = Token(g), low = Token(2 * t), high = Token(2 * t + 1);
   float s[kHalves][kColumns][4];
 
-  __device__ __forceinline__ int token(int j) const { return 8 * (warp * kTokens + j); }
+  const int token = 8 * warp;  // the first
   __device__ __forceinline__ int column(int n) const { return 8 * (warp * kColumns + n); }
 
   /// state: of the slice's first row.
@@ -186,71 +191,54 @@ struct Worker {
   /// The slice through chunk c. v: of its first row, [chunk][v_dim], replaced by o.
   __device__ __forceinline__ void RunChunk(int c, float* v, int v_dim) {
     const Keys<kKeys, kChunk>& keys = m.keys[c % kStages];
-    float x[kHalves][kTokens][4], y[kHalves][kTokens][4] = {}, o[kHalves][kTokens][4] = {};
+    float x[kHalves][4], y[kHalves][4] = {}, o[kHalves][4] = {};
+    float* const first = v + (token + low) * v_dim + g;
+    float* const second = v + (token + high) * v_dim + g;
 #pragma unroll
-    for (int j = 0; j < kTokens; ++j) {
-#pragma unroll
-      for (int h = 0; h < kHalves; ++h) {
-        const float* at = v + (token(j) + low) * v_dim + 16 * h + g;
-        const float* next = v + (token(j) + high) * v_dim + 16 * h + g;
-        x[h][j][0] = __ldcg(at), x[h][j][1] = __ldcg(next);
-        x[h][j][2] = __ldcg(at + 8), x[h][j][3] = __ldcg(next + 8);
-      }
+    for (int h = 0; h < kHalves; ++h) {
+      x[h][0] = __ldcg(first + 16 * h), x[h][1] = __ldcg(second + 16 * h);
+      x[h][2] = __ldcg(first + 16 * h + 8), x[h][3] = __ldcg(second + 16 * h + 8);
     }
 #pragma unroll
     for (int l = 0; l < kKeys; l += 8) {
-      float a[kHalves][4];
-#pragma unroll
-      for (int h = 0; h < kHalves; ++h) LoadOperand(m.s, 16 * h + g, l + 2 * t, a[h]);
-#pragma unroll
-      for (int j = 0; j < kTokens; ++j) {
-        const float2 k = LoadPair(&keys.k[token(j) + row][l + 2 * t]);
-        const float2 q = LoadPair(&keys.q[token(j) + row][l + 2 * t]);
-#pragma unroll
-        for (int h = 0; h < kHalves; ++h) {
-          MmaTf32(y[h][j], a[h], k);
-          MmaTf32(o[h][j], a[h], q);
-        }
-      }
-    }
-#pragma unroll
-    for (int j = 0; j < kTokens; ++j) {
-      const float grown[2] = {keys.growth[token(j) + low], keys.growth[token(j) + high]};
+      const float2 k = LoadPair(&keys.k[token + row][l + 2 * t]);
+      const float2 q = LoadPair(&keys.q[token + row][l + 2 * t]);
 #pragma unroll
       for (int h = 0; h < kHalves; ++h) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          x[h][j][i] = __fmaf_rn(-grown[i % 2], y[h][j][i], x[h][j][i]);
-          o[h][j][i] *= grown[i % 2];
-          y[h][j][i] = 0;
-        }
-        StoreResult(x[h][j], m.x, 16 * h + g, token(j) + 2 * t);
+        float a[4];
+        LoadOperand(m.s, 16 * h + g, l + 2 * t, a);
+        MmaTf32(y[h], a, k);
+        MmaTf32(o[h], a, q);
       }
+    }
+    const float grown[2] = {keys.growth[token + low], keys.growth[token + high]};
+#pragma unroll
+    for (int h = 0; h < kHalves; ++h) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        x[h][i] = __fmaf_rn(-grown[i % 2], y[h][i], x[h][i]);
+        o[h][i] *= grown[i % 2];
+        y[h][i] = 0;
+      }
+      StoreResult(x[h], m.x, 16 * h + g, token + 2 * t);
     }
     __syncthreads();  // X
     MultiplyLower(m.x, m.t, y);
+    const float fade[2] = {keys.fade[token + low], keys.fade[token + high]};
 #pragma unroll
-    for (int j = 0; j < kTokens; ++j) {
-      const float fade[2] = {keys.fade[token(j) + low], keys.fade[token(j) + high]};
+    for (int h = 0; h < kHalves; ++h) {
+      StoreResult(y[h], m.v, 16 * h + g, token + 2 * t);
 #pragma unroll
-      for (int h = 0; h < kHalves; ++h) {
-        StoreResult(y[h][j], m.v, 16 * h + g, token(j) + 2 * t);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) y[h][j][i] *= fade[i % 2];
-        StoreResult(y[h][j], m.faded, 16 * h + g, token(j) + 2 * t);
-      }
+      for (int i = 0; i < 4; ++i) y[h][i] *= fade[i % 2];
+      StoreResult(y[h], m.faded, 16 * h + g, token + 2 * t);
     }
     __syncthreads();  // V'
     UpdateState(keys);
     MultiplyLower(m.v, m.p, o);
 #pragma unroll
-    for (int j = 0; j < kTokens; ++j) {
-#pragma unroll
-      for (int h = 0; h < kHalves; ++h) {
-        float* at = v + (token(j) + low) * v_dim + 16 * h + g;
-        float* next = v + (token(j) + high) * v_dim + 16 * h + g;
-        at[0] = o[h][j][0], next[0] = o[h][j][1], at[8] = o[h][j][2], next[8] = o[h][j][3];
-      }
+    for (int h = 0; h < kHalves; ++h) {
+      first[16 * h] = o[h][0], second[16 * h] = o[h][1];
+      first[16 * h + 8] = o[h][2], second[16 * h + 8] = o[h][3];
     }
     __syncthreads();  // S
   }
@@ -258,18 +246,16 @@ struct Worker {
   /// out += a lower^T, of a lower triangle's rows: the warp's tokens.
   __device__ __forceinline__ void MultiplyLower(const Tile<kSliceRows, kChunk>& a,
                                                 const Tile<kChunk, kChunk>& lower,
-                                                float (&out)[kHalves][kTokens][4]) const {
+                                                float (&out)[kHalves][4]) const {
 #pragma unroll
     for (int l = 0; l < kChunk; l += 8) {
-      if (l > token(kTokens - 1)) break;
-      float left[kHalves][4];
+      if (l > token) break;
+      const float2 right = LoadPair(&lower[token + row][l + 2 * t]);
 #pragma unroll
-      for (int h = 0; h < kHalves; ++h) LoadOperand(a, 16 * h + g, l + 2 * t, left[h]);
-#pragma unroll
-      for (int j = 0; j < kTokens; ++j) {
-        const float2 right = LoadPair(&lower[token(j) + row][l + 2 * t]);
-#pragma unroll
-        for (int h = 0; h < kHalves; ++h) MmaTf32(out[h][j], left[h], right);
+      for (int h = 0; h < kHalves; ++h) {
+        float left[4];
+        LoadOperand(a, 16 * h + g, l + 2 * t, left);
+        MmaTf32(out[h], left, right);
       }
     }
   }
@@ -303,7 +289,8 @@ struct Worker {
 
 /// A block: a slice of a head of a sequence. Grid: (slices of all heads, sequences).
 template <int kKeys, int kChunk, int kStages>
-__global__ void __launch_bounds__(kThreads, 1) DeltaScan(const __grid_constant__ PrefillArgs f) {
+__global__ void __launch_bounds__(kThreads<kChunk>, 1)
+    DeltaScan(const __grid_constant__ PrefillArgs f) {
   extern __shared__ __align__(16) uint8_t raw[];
   auto& m = *reinterpret_cast<Shared<kKeys, kChunk, kStages>*>(raw);
   const Args& a = f.a;
@@ -314,19 +301,21 @@ __global__ void __launch_bounds__(kThreads, 1) DeltaScan(const __grid_constant__
   const int slices = a.v_dim / kSliceRows;
   const int head = blockIdx.x / slices, value = blockIdx.x % slices * kSliceRows;
 
-  if (threadIdx.x >= 32 * kWarps) {
+  if (threadIdx.x >= 32 * kWarps<kChunk>) {
     const int key_head = head / (a.v_heads / a.k_heads);
-    const int thread = threadIdx.x - 32 * kWarps;
+    const int thread = threadIdx.x - 32 * kWarps<kChunk>;
     Copier<kKeys, kChunk, kStages>{f, m, head, key_head, first, thread}.Run(chunks);
     return;
   }
   float* state =
-      a.state + ((static_cast<int64_t>(sequence.slot) * a.v_heads + head) * a.v_dim + value) * kKeys;
+      a.state +
+      ((static_cast<int64_t>(sequence.slot) * a.v_heads + head) * a.v_dim + value) * kKeys;
   Worker<kKeys, kChunk, kStages> worker{m};
   worker.Load(state, sequence.start == 0 && f.first == 0);
   __syncthreads();
   for (int c = 0; c < chunks; ++c) {
-    float* v = f.v + (static_cast<int64_t>(first + c) * a.v_heads + head) * kChunk * a.v_dim + value;
+    float* v =
+        f.v + (static_cast<int64_t>(first + c) * a.v_heads + head) * kChunk * a.v_dim + value;
     worker.RunChunk(c, v, a.v_dim);
     if (kStages == 1 && c + 1 < chunks) __syncthreads();
   }
@@ -343,7 +332,7 @@ Result<void> Launch(const PrefillArgs& f, cudaStream_t stream) {
   NIBBLE_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                        static_cast<int>(kBytes)));
   const dim3 grid(f.a.v_heads * (f.a.v_dim / kSliceRows), f.a.n_sequences);
-  kernel<<<grid, kThreads, kBytes, stream>>>(f);
+  kernel<<<grid, kThreads<kChunk>, kBytes, stream>>>(f);
   NIBBLE_CUDA_TRY(cudaGetLastError());
   return {};
 }
@@ -353,8 +342,7 @@ Result<void> LaunchFor(const PrefillArgs& f, int chunk, cudaStream_t stream) {
   if (chunk == 32) return Launch<kKeys, 32, 1>(f, stream);
   int device = 0, shared = 0;
   NIBBLE_CUDA_TRY(cudaGetDevice(&device));
-  NIBBLE_CUDA_TRY(
-      cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  NIBBLE_CUDA_TRY(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   return kSharedBytes<kKeys, 64, 2> <= static_cast<size_t>(shared)
              ? Launch<kKeys, 64, 2>(f, stream)
              : Launch<kKeys, 64, 1>(f, stream);
