@@ -19,8 +19,8 @@ constexpr int kWarps = kThreads / 32;
 constexpr int kMaxRows = 2 * kDeltaDecodeRows;  // kept and new
 constexpr int kBefore = kMaxTaps - 1;           // rows before them that the convolution reads
 constexpr int kMaxSlices = 4;
-constexpr int kWorthWholeHeads = 128;  // heads of all sequences together
-constexpr int kGateWarp = 4;           // which has no row to prepare when there is one
+constexpr int kWorthWholeHeads = 64;  // heads of all sequences together
+constexpr int kGateWarp = 4;          // which has no row to prepare when there is one
 
 template <int kKeys, int kSlices>
 struct Shared {
@@ -385,6 +385,7 @@ template <int kKeys, int kSlices, bool kCluster>
 __global__ void __launch_bounds__(kThreads, kSlices == 1 ? 3 : 2)
     DeltaDecode(const __grid_constant__ Args a) {
   __shared__ __align__(16) Shared<kKeys, kSlices> shared;
+  if constexpr (!kCluster) LetNextStart();
   OpenExchange<kCluster>(shared);
   const Place<kKeys, kSlices> p(a);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -428,8 +429,9 @@ __global__ void __launch_bounds__(kThreads, kSlices == 1 ? 3 : 2)
     rows.Output(shared, i, i - r.kept);
   }
   if (!tentative) rows.Store(state);
-  // Not before: blocks of the next launch that wait here cost a row a third of its time.
-  LetNextStart();
+  // Blocks of the next launch that wait here cost a cluster's row a third of its time; where there is
+  // much state to move, the next one's hints are worth more (H200, launches one behind the other).
+  if constexpr (kCluster) LetNextStart();
   ExpectSquares<kCluster>(n_new * (a.v_dim / kSliceRows), shared);
   __syncthreads();
 

@@ -5,12 +5,12 @@
 // warps share each product of a chunk by its columns, so that a tile of K, Q, T or P meets both halves
 // of the rows; what one product leaves, all of them read in the next, through shared memory:
 //   X^T = V^T - S0 K^T;  V'^T = X^T T^T;  O^T = S0 Q^T + V'^T P^T;  S1 = S0 + V'^T K
-// Two other warps copy: K and Q a chunk ahead, T as soon as its last reader is done, P while X is made.
+// Other warps copy: K and Q a chunk ahead, T as soon as its last reader is done, P while X is made.
 
 namespace nibble::cuda::delta {
 namespace {
 
-constexpr int kCopyThreads = 64;
+constexpr int kCopyThreads = 128;
 constexpr int kHalves = kSliceRows / 16;  // a mma has 16 rows
 
 /// Warps that compute: each has eight tokens of a chunk. Two a scheduler hide each other's waits.
