@@ -140,7 +140,7 @@ Result<BenchResult> Measure(engine::Engine& engine, const BenchTest& test, int r
 
 Result<void> BenchThreads(const Arguments& a, const std::vector<BenchTest>& tests, int threads,
                           BenchReport* report) {
-  NIBBLE_TRY(engine::EngineOptions options, a.model.Parse());
+  NIBBLE_TRY(engine::EngineOptions options, a.model.ParseToRun());
   options.threads = threads;
   int64_t longest = 0;
   for (const BenchTest& test : tests)
@@ -148,6 +148,7 @@ Result<void> BenchThreads(const Arguments& a, const std::vector<BenchTest>& test
   if (options.wishes.context == 0) options.wishes.context = longest + 1;
   // Before the model is there: it needs half a GiB, which shall not count as the model's.
   const double bandwidth = [&] {
+    if (options.device != DeviceKind::kCpu) return 0.0;
     return PlainReadBandwidth(*OpenThreadPool(options.threads, options.pinning));
   }();
   MemoryWatch memory;

@@ -135,13 +135,18 @@ Result<engine::EngineOptions> ModelOptions::Parse() const {
   return out;
 }
 
-Result<std::unique_ptr<engine::Engine>> OpenEngine(const ModelOptions& options) {
-  NIBBLE_TRY(engine::EngineOptions engine_options, options.Parse());
-  if (options.device == "cuda") {
-    engine_options.device = DeviceKind::kCuda;
+Result<engine::EngineOptions> ModelOptions::ParseToRun() const {
+  NIBBLE_TRY(engine::EngineOptions out, Parse());
+  if (device == "cuda") {
+    out.device = DeviceKind::kCuda;
   } else {
-    NIBBLE_TRY(engine_options.isa, IsaOf(options.device));
+    NIBBLE_TRY(out.isa, IsaOf(device));
   }
+  return out;
+}
+
+Result<std::unique_ptr<engine::Engine>> OpenEngine(const ModelOptions& options) {
+  NIBBLE_TRY(const engine::EngineOptions engine_options, options.ParseToRun());
   ProgressBar bar("preparing weights");
   return engine::Engine::Open(options.dir, engine_options, [&](uint64_t done, uint64_t total) {
     bar.Update(done, total, "MB");

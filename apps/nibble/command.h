@@ -27,6 +27,9 @@ struct ModelOptions {
 
   void AddTo(CLI::App& app);
   Result<engine::EngineOptions> Parse() const;
+  /// With the device that --device names, which must be here.
+  /// errors  kDevice
+  Result<engine::EngineOptions> ParseToRun() const;
 };
 
 /// Loads with a progress bar on a terminal, for the device that the options name.

@@ -144,11 +144,18 @@ class Generation {
     model_.Forward(ids, {&sequence, 1});
     std::vector<int64_t> all(rows);
     for (int64_t i = 0; i < rows; ++i) all[i] = i;
-    NIBBLE_CHECK_OK(model_.Logits(all, std::span(logits_).first(rows * vocab_)));
-
+    std::vector<int32_t> likeliest(all.size());
+    if (sampler_.greedy()) {
+      NIBBLE_CHECK_OK(model_.Greedy(all, sampler_.drawable(), likeliest));
+    } else {
+      NIBBLE_CHECK_OK(model_.Logits(all, std::span(logits_).first(rows * vocab_)));
+    }
+    const auto next = [&](size_t row) -> Result<int32_t> {
+      if (sampler_.greedy()) return likeliest[row];
+      return sampler_.Next(std::span(logits_).subspan(row * vocab_, vocab_));
+    };
     NIBBLE_TRY(const int64_t accepted,
-               DrawRound(sampler_, std::span(logits_).first(rows * vocab_),
-                         std::span(ids).subspan(1), [&](int32_t id) { return Commit(id); }));
+               DrawRound(std::span(ids).subspan(1), next, [&](int32_t id) { return Commit(id); }));
     if (draft_tokens_ > 0) {
       out_.speculation.rounds.push_back({static_cast<int>(drafted), static_cast<int>(accepted)});
       model_.Keep(0, accepted + 1);
@@ -169,15 +176,15 @@ class Generation {
   /// each draft to the next.
   Result<void> DraftAfter(int64_t row, int64_t position) {
     drafts_.clear();
-    std::span<float> logits(logits_.data(), vocab_);
     for (int i = 0; i < draft_tokens_; ++i) {
       if (i > 0) {
         if (++position >= model_.context()) break;
         const kernels::SequenceRows sequence{0, 0, 1, position};
         model_.Draft({&drafts_.back(), 1}, {&sequence, 1});
       }
-      NIBBLE_CHECK_OK(model_.Logits({&row, 1}, logits));
-      drafts_.push_back(ArgMax(logits.first(sampler_.drawable())));
+      int32_t id = 0;
+      NIBBLE_CHECK_OK(model_.Greedy({&row, 1}, sampler_.drawable(), {&id, 1}));
+      drafts_.push_back(id);
       model_.GoOnFrom(row);
       row = 0;
     }

@@ -41,6 +41,8 @@ class Sampler {
   /// errors  kInternal: a logit is NaN (the model's weights or state are broken)
   Result<int32_t> Next(std::span<float> logits);
   int64_t drawable() const { return drawable_; }
+  /// Whether Next() takes the largest logit, whatever came before.
+  bool greedy() const { return parameters_.greedy() && !penalized_; }
 
  private:
   void Penalize(std::span<float> logits) const;

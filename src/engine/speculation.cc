@@ -2,11 +2,11 @@
 
 namespace nibble::engine {
 
-Result<int> DrawRound(Sampler& sampler, std::span<float> logits, std::span<const int32_t> drafts,
+Result<int> DrawRound(std::span<const int32_t> drafts,
+                      const std::function<Result<int32_t>(size_t row)>& next,
                       const std::function<bool(int32_t id)>& commit) {
-  const size_t vocab = logits.size() / (drafts.size() + 1);
   for (size_t row = 0;; ++row) {
-    NIBBLE_TRY(const int32_t id, sampler.Next(logits.subspan(row * vocab, vocab)));
+    NIBBLE_TRY(const int32_t id, next(row));
     const bool right = row < drafts.size() && id == drafts[row];
     if (!commit(id) || !right) return static_cast<int>(row + right);
   }

@@ -9,17 +9,17 @@
 
 namespace nibble::engine {
 
-/// Draws the tokens of one round: row i of `logits` follows drafts 0 … i-1, and is drawn from as
-/// though it were the only one. The round goes on while what was drawn is the draft that the next
-/// row was computed with, and `commit`, which is told every token, says so.
+/// Draws the tokens of one round: next(i) draws what follows drafts 0 … i-1 as though it were the
+/// only one. The round goes on while what was drawn is the draft that the next row was computed with,
+/// and `commit`, which is told every token, says so.
 /// The tokens are therefore those of a run without drafts, for greedy and for sampled runs alike,
 /// and a draft of probability p is accepted with probability p: for a draft that is no random
 /// choice, no rule accepts more often and keeps the distribution (Leviathan, Kalman, Matias 2023,
 /// arXiv 2211.17192).
-/// shapes  logits [drafts.size() + 1, vocab], overwritten
 /// returns how many drafts were accepted
-/// errors  those of Sampler::Next
-Result<int> DrawRound(Sampler& sampler, std::span<float> logits, std::span<const int32_t> drafts,
+/// errors  those of `next`
+Result<int> DrawRound(std::span<const int32_t> drafts,
+                      const std::function<Result<int32_t>(size_t row)>& next,
                       const std::function<bool(int32_t id)>& commit);
 
 /// What speculation did in one completion. A round is one pass of the model over the last token and

@@ -53,6 +53,12 @@ Sampler SamplerOf(uint64_t seed) {
   return Sampler(parameters, kVocab, kVocab, {});
 }
 
+/// Draws from rows of logits, which are overwritten.
+std::function<Result<int32_t>(size_t)> From(Sampler& sampler, std::span<float> logits) {
+  return
+      [&sampler, logits](size_t row) { return sampler.Next(logits.subspan(row * kVocab, kVocab)); };
+}
+
 TEST(Speculation, SampledTokensAreDistributedAsWithoutDrafts) {
   std::vector<int> first(kVocab), second(kVocab);
   int accepted = 0;
@@ -60,7 +66,7 @@ TEST(Speculation, SampledTokensAreDistributedAsWithoutDrafts) {
     Sampler sampler = SamplerOf(static_cast<uint64_t>(seed));
     std::vector<float> logits = Logits();
     std::vector<int32_t> drawn;
-    auto right = DrawRound(sampler, logits, {&kDraft, 1}, [&](int32_t id) {
+    auto right = DrawRound({&kDraft, 1}, From(sampler, logits), [&](int32_t id) {
       drawn.push_back(id);
       return true;
     });
@@ -102,7 +108,7 @@ TEST(Speculation, DraftsChangeNoDrawnToken) {
     Sampler with = SamplerOf(seed), without = SamplerOf(seed);
     std::vector<float> logits = Logits(), alone = Logits();
     std::vector<int32_t> drawn;
-    ASSERT_TRUE(DrawRound(with, logits, {&kDraft, 1}, [&](int32_t id) {
+    ASSERT_TRUE(DrawRound({&kDraft, 1}, From(with, logits), [&](int32_t id) {
                   drawn.push_back(id);
                   return true;
                 }).ok());
@@ -121,7 +127,7 @@ TEST(Speculation, PenaltiesCountTheDraftsBefore) {
   std::vector<float> logits = {0, 1.5f, 0, 0, 1.5f, 1};
   const int32_t draft = 1;
   std::vector<int32_t> drawn;
-  auto accepted = DrawRound(sampler, logits, {&draft, 1}, [&](int32_t id) {
+  auto accepted = DrawRound({&draft, 1}, From(sampler, logits), [&](int32_t id) {
     drawn.push_back(id);
     return true;
   });
@@ -138,7 +144,7 @@ TEST(Speculation, StopsWhereTheAnswerEnds) {
   Sampler first(greedy, 3, 3, {});
   const std::vector<int32_t> drafts = {0, 1};
   std::vector<int32_t> drawn;
-  auto accepted = DrawRound(first, logits, drafts, [&](int32_t id) {
+  auto accepted = DrawRound(drafts, From(first, logits), [&](int32_t id) {
     drawn.push_back(id);
     return id != 1;
   });

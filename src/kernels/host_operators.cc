@@ -327,6 +327,16 @@ void HostOperators::ReadRow(Matrix x, int64_t row, std::span<float> out) {
   std::copy_n(Floats(x) + row * x.cols, out.size(), out.begin());
 }
 
+void HostOperators::ArgMax(Matrix x, int64_t drawable, std::span<int32_t> ids) {
+  for (size_t r = 0; r < ids.size(); ++r) {
+    const float* row = Floats(x) + static_cast<int64_t>(r) * x.cols;
+    bool numbers = true;
+    for (int64_t i = 0; i < drawable; ++i) numbers &= row[i] == row[i];
+    ids[r] =
+        numbers ? static_cast<int32_t>(std::max_element(row, row + drawable) - row) : kNotNumbers;
+  }
+}
+
 void HostOperators::CopyRow(Matrix x, int64_t from, Matrix y, int64_t to) {
   std::copy_n(Floats(x) + from * x.cols, x.cols, Floats(y) + to * x.cols);
 }

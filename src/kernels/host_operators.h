@@ -65,6 +65,7 @@ class HostOperators : public Operators {
   void WriteRouting(std::span<const int32_t> experts, std::span<const float> weights,
                     const Routing& to) override;
   void ReadRow(Matrix x, int64_t row, std::span<float> out) override;
+  void ArgMax(Matrix x, int64_t drawable, std::span<int32_t> ids) override;
   void CopyRow(Matrix x, int64_t from, Matrix y, int64_t to) override;
   Result<void> Finish() override;
 

@@ -168,6 +168,10 @@ class Operators {
                             const Routing& to) = 0;
   /// Copies one row to host floats.
   virtual void ReadRow(Matrix x, int64_t row, std::span<float> out) = 0;
+  /// ids[r] = the index of the largest of x[r, 0 … drawable-1], the lowest of equal ones; kNotNumbers
+  /// where a NaN is among them. x is of kFloat. Waits for it.
+  virtual void ArgMax(Matrix x, int64_t drawable, std::span<int32_t> ids) = 0;
+  static constexpr int32_t kNotNumbers = -1;
   /// Row `from` of x becomes row `to` of y.
   virtual void CopyRow(Matrix x, int64_t from, Matrix y, int64_t to) = 0;
 

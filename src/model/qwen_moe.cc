@@ -172,20 +172,34 @@ void QwenMoe::Keep(int slot, int64_t rows) {
   if (config_->LayersOf(Mixer::kDeltaNet) > 0) ops_->Keep(slot, rows);
 }
 
+/// The logits of rows of the last Forward or Draft, kLogitRows at most.
+Matrix QwenMoe::Head(std::span<const int64_t> rows) {
+  const auto n = static_cast<int64_t>(rows.size());
+  for (int64_t i = 0; i < n; ++i) ops_->CopyRow(normed_, rows[static_cast<size_t>(i)], last_, i);
+  ops_->Linear(weights_->head, last_.Top(n), logits_.Top(n));
+  return logits_.Top(n);
+}
+
 Result<void> QwenMoe::Logits(std::span<const int64_t> rows, std::span<float> out) {
   const size_t vocab = static_cast<size_t>(config_->vocab);
   NIBBLE_CHECK(out.size() == rows.size() * vocab, "room for exactly the rows asked for");
   for (size_t first = 0; first < rows.size(); first += kLogitRows) {
     const size_t n = std::min<size_t>(kLogitRows, rows.size() - first);
-    for (size_t i = 0; i < n; ++i)
-      ops_->CopyRow(normed_, rows[first + i], last_, static_cast<int64_t>(i));
-    const Matrix logits = logits_.Top(static_cast<int64_t>(n));
-    ops_->Linear(weights_->head, last_.Top(static_cast<int64_t>(n)), logits);
+    const Matrix logits = Head(rows.subspan(first, n));
     for (size_t i = 0; i < n; ++i) {
       ops_->ReadRow(logits, static_cast<int64_t>(i), out.subspan((first + i) * vocab, vocab));
     }
   }
   return ops_->Finish();
+}
+
+Result<void> QwenMoe::Greedy(std::span<const int64_t> rows, int64_t drawable,
+                             std::span<int32_t> ids) {
+  NIBBLE_CHECK(rows.size() <= kLogitRows && ids.size() == rows.size(), "rows of one head");
+  ops_->ArgMax(Head(rows), drawable, ids);
+  NIBBLE_CHECK_OK(ops_->Finish());
+  if (std::find(ids.begin(), ids.end(), kernels::Operators::kNotNumbers) == ids.end()) return {};
+  return Err(ErrorCode::kInternal, "the model's logits are not numbers");
 }
 
 }  // namespace nibble::model

@@ -50,6 +50,11 @@ class QwenMoe {
   /// The logits [rows.size(), vocab] of rows of the last Forward or Draft.
   Result<void> Logits(std::span<const int64_t> rows, std::span<float> out);
 
+  /// The likeliest of the first `drawable` ids, of at most kLogitRows rows of the last Forward or
+  /// Draft; the lowest of equal ones.
+  /// errors  kInternal: a logit is NaN (the model's weights or state are broken)
+  Result<void> Greedy(std::span<const int64_t> rows, int64_t drawable, std::span<int32_t> ids);
+
   /// Row `from` of the last Forward or Draft becomes row 0: where a Draft goes on from.
   void GoOnFrom(int64_t from) { ops_->CopyRow(normed_, from, normed_, 0); }
   /// Of slot's tentative rows the first `rows` stay.
@@ -63,6 +68,7 @@ class QwenMoe {
 
  private:
   Result<void> AllocateState(const ModelLimits& limits);
+  kernels::Matrix Head(std::span<const int64_t> rows);
   void Attention(const weights::AttentionWeights& w, int64_t cache, int64_t rows);
   void DeltaNet(const weights::DeltaWeights& w, int64_t state, int64_t rows);
   kernels::SharedExpert FeedForward(const weights::LayerWeights& w, int64_t rows);

@@ -15,6 +15,7 @@
 #include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/norm.h"
 #include "kernels/cuda/route.h"
+#include "kernels/cuda/sample.h"
 #include "kernels/cuda/sm90_linear.h"
 #include "kernels/cuda/sm90_moe.h"
 #include "kernels/cuda/step_inputs.h"
@@ -162,6 +163,7 @@ class CudaOperators : public kernels::Operators {
   void WriteRouting(std::span<const int32_t> experts, std::span<const float> weights,
                     const Routing& to) override;
   void ReadRow(Matrix x, int64_t row, std::span<float> out) override;
+  void ArgMax(Matrix x, int64_t drawable, std::span<int32_t> ids) override;
   void CopyRow(Matrix x, int64_t from, Matrix y, int64_t to) override;
   Result<void> Finish() override;
 
@@ -181,7 +183,8 @@ class CudaOperators : public kernels::Operators {
   Graph* current_ = nullptr;  // that is being recorded
   std::vector<DeviceMemory> allocations_;
   GrowingMemory linear_work_, attention_work_, delta_work_;
-  GrowingMemory route_work_;  // zeroed, and left so by every launch
+  GrowingMemory route_work_, argmax_work_;  // zeroed, and left so by every launch
+  GrowingMemory argmax_;                    // ids and flags
   struct MoeWork {
     Sm90MoeShape shape;
     bool decode = false;
@@ -552,6 +555,30 @@ void CudaOperators::ReadRow(Matrix x, int64_t row, std::span<float> out) {
   Copy(rounded.data(), Bf16s(x) + row * x.cols, rounded.size() * sizeof(Bf16),
        cudaMemcpyDeviceToHost);
   for (size_t i = 0; i < out.size(); ++i) out[i] = ToFloat(rounded[i]);
+}
+
+void CudaOperators::ArgMax(Matrix x, int64_t drawable, std::span<int32_t> ids) {
+  constexpr size_t kMost = 1024;  // rows of a launch
+  NIBBLE_CHECK(ids.size() <= kMost, "an argmax of more rows than a launch takes");
+  int32_t found[2 * kMost];  // ids, then flags
+  ArgmaxParams p;
+  p.rows = static_cast<int>(ids.size());
+  p.drawable = drawable;
+  p.stride = x.cols;
+  p.logits = Floats(x);
+  Issue([&]() -> Result<void> {
+    NIBBLE_TRY(std::byte * out, argmax_.Reserve(sizeof found, stream_));
+    p.ids = reinterpret_cast<int32_t*>(out);
+    p.flags = p.ids + p.rows;
+    p.workspace_bytes = ArgmaxWorkspace(p.rows);
+    NIBBLE_TRY(p.workspace, argmax_work_.Reserve(p.workspace_bytes, stream_));
+    return LaunchArgmax(p, stream_);
+  });
+  Copy(found, p.ids, 2 * ids.size_bytes(), cudaMemcpyDeviceToHost);
+  if (!status_) return;
+  for (size_t r = 0; r < ids.size(); ++r) {
+    ids[r] = found[ids.size() + r] != 0 ? kNotNumbers : found[r];
+  }
 }
 
 void CudaOperators::CopyRow(Matrix x, int64_t from, Matrix y, int64_t to) {
