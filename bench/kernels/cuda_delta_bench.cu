@@ -30,8 +30,8 @@ using cuda::DeltaParams;
 
 constexpr double kReadBytesPerUs = 4.392e6;
 
-/// Relative errors of one step: fp32's with sums of 128 and the fast exponential; two TF32 operands of
-/// products whose errors meet again in the triangular matrices.
+/// Relative errors of one step: fp32's with sums of 128 and the fast exponential; two TF32 operands
+/// of products whose errors meet again in the triangular matrices.
 constexpr double kDecodeUnit = 0x1p-19, kPrefillUnit = 0x1p-10;
 
 DeltaShape Shape(int k_heads, int v_heads, int k_dim, int v_dim, int taps) {
@@ -43,7 +43,8 @@ const DeltaShape kQwen = Shape(16, 32, 128, 128, 4);
 
 enum class Path { kDecode, kDecodeWithoutClusters, kPrefill, kPrefillChunks32 };
 
-/// A sequence's next rows in a launch, and how many of its last tentative rows stay (-1: it had none).
+/// A sequence's next rows in a launch, and how many of its last tentative rows stay (-1: it had
+/// none).
 struct Turn {
   int slot;
   int rows;

@@ -8,8 +8,8 @@
 #include "device_buffer.h"
 #include "kernels/cuda/delta.h"
 
-// Gated DeltaNet in double, row by row from its equations (kernels/operators.h), with a bound on what
-// fp32 or TF32 arithmetic may differ from it by; and a stand that runs launches beside it.
+// Gated DeltaNet in double, row by row from its equations (kernels/operators.h), with a bound on
+// what fp32 or TF32 arithmetic may differ from it by; and a stand that runs launches beside it.
 
 namespace nibble::bench {
 
@@ -35,9 +35,9 @@ struct DeltaLayer {
 /// Rows of the input projection, bf16.
 std::vector<Bf16> DeltaInputs(const DeltaShape& shape, DeltaKind kind, int64_t rows, uint64_t seed);
 
-/// One sequence in double. `unit` is the arithmetic's relative error of one operation on a row of the
-/// state; the bound adds up those errors as the recurrence passes them on: I - beta k k^T lengthens
-/// no error, and e^g shortens it.
+/// One sequence in double. `unit` is the arithmetic's relative error of one operation on a row of
+/// the state; the bound adds up those errors as the recurrence passes them on: I - beta k k^T
+/// lengthens no error, and e^g shortens it.
 class DeltaTruth {
  public:
   DeltaTruth(const DeltaShape& shape, const DeltaLayer& layer);

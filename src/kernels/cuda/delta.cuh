@@ -105,7 +105,8 @@ __device__ __forceinline__ float LogDecay(float a, float a_log, float dt_bias) {
   return -expf(a_log) * (x > 20 ? x : log1pf(expf(x)));
 }
 
-/// The convolution's weights of N channels; where there are fewer than kMaxTaps, the first are zero.
+/// The convolution's weights of N channels; where there are fewer than kMaxTaps, the first are
+/// zero.
 template <int N>
 struct Taps {
   float w[kMaxTaps][N];

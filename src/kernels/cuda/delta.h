@@ -15,15 +15,15 @@
 // What a layer keeps of a sequence lies in its slot: the state in fp32, and a ring of the last rows
 // of the input projection, row p of the sequence at index p mod its length. Taking rows back: a
 // tentative row is written to the ring and never to the state, so the slot holds the state of
-// position start - kept, and a launch begins by running the `kept` rows before `start` once more from
-// the ring, in the pass over the state that it makes anyway. Bits are those of a run without the
-// rows that were taken back (docs/adr/0006). Three drafts' rows cost 16.5 KB of ring each in
+// position start - kept, and a launch begins by running the `kept` rows before `start` once more
+// from the ring, in the pass over the state that it makes anyway. Bits are those of a run without
+// the rows that were taken back (docs/adr/0006). A row of the ring takes 16.5 KB in
 // Qwen3.6-35B-A3B, where a snapshot of the state is 2 MiB.
 //
 // Everything that changes from step to step is read from device memory (DeltaSequence), so a
 // captured launch can be replayed with other slots, positions and counts. Nothing here allocates,
-// synchronises or reads back. Same input, same bits: a row's do not depend on the other sequences of
-// the batch, nor, in decode, on how its sequence was cut into launches.
+// synchronises or reads back. Same input, same bits: a row's do not depend on the other sequences
+// of the batch, nor, in decode, on how its sequence was cut into launches.
 
 namespace nibble::cuda {
 

@@ -3,9 +3,9 @@
 
 // Decode of gated DeltaNet: a few new rows of every sequence, and before them the kept ones of its
 // last tentative batch. A row of a head's state meets no other one, so eight lanes hold one in
-// registers through all rows. A block holds a slice of a head, 32 rows, where the slices can meet in a
-// cluster for the output norm and there are few sequences; else the whole head, which prepares q and k
-// fewer times over. Bits are the same.
+// registers through all rows. A block holds a slice of a head, 32 rows, where the slices can meet
+// in a cluster for the output norm and there are few sequences; else the whole head, which prepares
+// q and k fewer times over. Bits are the same.
 //
 // The pass over the state is the floor: 4 MB a sequence in Qwen3.6-35B-A3B. Rows are prepared while
 // the state is on its way.
@@ -95,7 +95,8 @@ __device__ __forceinline__ void EachPiece(int first, int last, F f) {
   }
 }
 
-/// Asks for all inputs at once. Zeros stand before a sequence's beginning, and where no tap reaches.
+/// Asks for all inputs at once. Zeros stand before a sequence's beginning, and where no tap
+/// reaches.
 template <int kKeys, int kSlices>
 __device__ __forceinline__ void LoadInputs(const Args& a, const Rows& r,
                                            const Place<kKeys, kSlices>& p,
@@ -294,8 +295,9 @@ struct StateRows {
   }
 };
 
-// The slices of a head in a cluster tell each other their squares by stores that count as arrivals at
-// the reader's barrier: a cluster's own barrier with release would wait for the stores of the state.
+// The slices of a head in a cluster tell each other their squares by stores that count as arrivals
+// at the reader's barrier: a cluster's own barrier with release would wait for the stores of the
+// state.
 
 template <bool kCluster, class S>
 __device__ __forceinline__ void OpenExchange(S& shared) {
@@ -362,8 +364,8 @@ __device__ __forceinline__ void WaitForSquares(S& shared) {
   __syncthreads();
 }
 
-/// A hint, taken before the kernel ahead has ended: what the descriptor says now need not be what it
-/// will say.
+/// A hint, taken before the kernel ahead has ended: what the descriptor says now need not be what
+/// it will say.
 template <int kKeys, int kSlices>
 __device__ __forceinline__ void Prefetch(const Args& a, const Place<kKeys, kSlices>& p,
                                          const float* states, int64_t slot_size) {
@@ -429,8 +431,9 @@ __global__ void __launch_bounds__(kThreads, kSlices == 1 ? 3 : 2)
     rows.Output(shared, i, i - r.kept);
   }
   if (!tentative) rows.Store(state);
-  // Blocks of the next launch that wait here cost a cluster's row a third of its time; where there is
-  // much state to move, the next one's hints are worth more (H200, launches one behind the other).
+  // Blocks of the next launch that wait here cost a cluster's row a third of its time; where there
+  // is much state to move, the next one's hints are worth more (H200, launches one behind the
+  // other).
   if constexpr (kCluster) LetNextStart();
   ExpectSquares<kCluster>(n_new * (a.v_dim / kSliceRows), shared);
   __syncthreads();

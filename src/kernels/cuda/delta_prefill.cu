@@ -3,8 +3,8 @@
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/delta_prefill.cuh"
 
-// The parallel parts of delta_prefill.cuh: rows before the recurrence, what of a chunk needs no state,
-// and the output norm.
+// The parallel parts of delta_prefill.cuh: rows before the recurrence, what of a chunk needs no
+// state, and the output norm.
 
 namespace nibble::cuda::delta {
 namespace {
@@ -142,8 +142,8 @@ __device__ __forceinline__ void ChunkGates(const PrefillArgs& f, const Chunk& c,
   }
 }
 
-/// A column of (I + L)^-1 by forward substitution, 16 rows at a time in registers; `solved`
-/// holds those above. No loop over all rows is unrolled: its code would not fit the instruction cache.
+/// A column of (I + L)^-1 by forward substitution, 16 rows at a time in registers; `solved` holds
+/// those above. No loop over all rows is unrolled: its code would not fit the instruction cache.
 template <int kChunk>
 __device__ __forceinline__ void SolveColumn(const float (&lower)[kChunk][kChunk + 4], int column,
                                             float beta, float (&solved)[kChunk][kChunk],
@@ -186,8 +186,8 @@ __device__ __forceinline__ void SolveColumn(const float (&lower)[kChunk][kChunk 
   }
 }
 
-/// A block: a key head of a chunk, all value heads that read it; a warp has 16 rows of the products.
-/// Grid: (key heads, chunks).
+/// A block: a key head of a chunk, all value heads that read it; a warp has 16 rows of the
+/// products. Grid: (key heads, chunks).
 template <int kKeys, int kChunk>
 __global__ void __launch_bounds__(2 * kChunk) DeltaChunk(const __grid_constant__ PrefillArgs f) {
   constexpr int kThreads = 2 * kChunk, kTiles = kChunk / 8, kPieces = kKeys / 4;

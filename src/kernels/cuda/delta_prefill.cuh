@@ -2,8 +2,9 @@
 
 #include "kernels/cuda/delta.cuh"
 
-// Prefill of gated DeltaNet in chunks (WY form; reference/delta_rule.cc derives it). With S0 the state
-// that a chunk finds, G the running sum of g, D_ij = e^(G_i - G_j) for j <= i, K, Q, V its rows:
+// Prefill of gated DeltaNet in chunks (WY form; reference/delta_rule.cc derives it). With S0 the
+// state that a chunk finds, G the running sum of g, D_ij = e^(G_i - G_j) for j <= i, K, Q, V its
+// rows:
 //   T  = (I + strict_lower(diag(beta) (K K^T * D)))^-1 diag(beta)
 //   P  = lower(Q K^T * D)
 //   V' = T (V - diag(e^G) K S0^T)
@@ -12,8 +13,8 @@
 // T and P need no state: they are made for all chunks at once. The rest is sequential over a
 // sequence's chunks, but not over rows of S.
 //
-// Operands are TF32 (rounded to nearest), sums fp32; T is solved in fp32, S carried in fp32. K and Q
-// are rounded once, so that all products see the same ones.
+// Operands are TF32 (rounded to nearest), sums fp32; T is solved in fp32, S carried in fp32. K and
+// Q are rounded once, so that all products see the same ones.
 //
 // A batch runs in segments of so many rows of each sequence, which bounds the workspace.
 
@@ -29,9 +30,10 @@ struct PrefillArgs {
   float *growth, *fade;  // [chunks][v_heads][chunk]: e^G, e^(G_n - G)
 };
 
-/// The product of a mma leaves columns 2t and 2t+1 of eight with lane t of four, and takes rows t and
-/// t+4: so what one product gives is what the next one takes, if the tokens of eight are told apart by
-/// slot. Of the orders that do, this one has no two lanes in one bank, neither by slots nor by tokens.
+/// The product of a mma leaves columns 2t and 2t+1 of eight with lane t of four, and takes rows t
+/// and t+4: so what one product gives is what the next one takes, if the tokens of eight are told
+/// apart by slot. Of the orders that do, this one has no two lanes in one bank, neither by slots
+/// nor by tokens.
 __device__ __forceinline__ constexpr int Token(int slot) {
   return (0x57463120 >> (4 * slot)) & 7;  // 0 2 1 3 6 4 7 5
 }

@@ -1,9 +1,9 @@
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/delta_prefill.cuh"
 
-// The sequential part of delta_prefill.cuh. A block carries a slice of a head, 32 rows of S, and its
-// warps share each product of a chunk by its columns, so that a tile of K, Q, T or P meets both halves
-// of the rows; what one product leaves, all of them read in the next, through shared memory:
+// The sequential part of delta_prefill.cuh. A block carries a slice of a head, 32 rows of S, and
+// its warps share each product of a chunk by its columns, so that a tile of K, Q, T or P meets both
+// halves of the rows; what one product leaves, all of them read in the next, through shared memory:
 //   X^T = V^T - S0 K^T;  V'^T = X^T T^T;  O^T = S0 Q^T + V'^T P^T;  S1 = S0 + V'^T K
 // Other warps copy: K and Q a chunk ahead, T as soon as its last reader is done, P while X is made.
 
