@@ -150,12 +150,12 @@ class Generation {
     } else {
       NIBBLE_CHECK_OK(model_.Logits(all, std::span(logits_).first(rows * vocab_)));
     }
-    const auto next = [&](size_t row) -> Result<int32_t> {
+    const auto draw = [&](size_t row) -> Result<int32_t> {
       if (sampler_.greedy()) return likeliest[row];
       return sampler_.Next(std::span(logits_).subspan(row * vocab_, vocab_));
     };
     NIBBLE_TRY(const int64_t accepted,
-               DrawRound(std::span(ids).subspan(1), next, [&](int32_t id) { return Commit(id); }));
+               DrawRound(std::span(ids).subspan(1), draw, [&](int32_t id) { return Commit(id); }));
     if (draft_tokens_ > 0) {
       out_.speculation.rounds.push_back({static_cast<int>(drafted), static_cast<int>(accepted)});
       model_.Keep(0, accepted + 1);

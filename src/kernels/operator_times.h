@@ -53,8 +53,8 @@ class OperatorTimes {
   [[nodiscard]] Span Time(std::string_view name, std::string_view detail = {}) {
     return {on_ ? this : nullptr, name, detail};
   }
-
- private:
+  bool on() const { return on_; }
+  /// A call that was timed in another way.
   void Add(std::string_view name, std::string_view detail, std::chrono::duration<double> took) {
     std::string full(name);
     if (!detail.empty()) full.append(" ").append(detail.substr(detail.rfind('.') + 1));
@@ -67,6 +67,7 @@ class OperatorTimes {
     times_.push_back({std::move(full), 1, took.count()});
   }
 
+ private:
   bool on_ = false;
   std::vector<OperatorTime> times_;
 };

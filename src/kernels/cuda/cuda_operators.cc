@@ -13,6 +13,7 @@
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/delta.h"
 #include "kernels/cuda/device_memory.h"
+#include "kernels/cuda/marks.h"
 #include "kernels/cuda/norm.h"
 #include "kernels/cuda/route.h"
 #include "kernels/cuda/sample.h"
@@ -173,12 +174,17 @@ class CudaOperators : public kernels::Operators {
   Result<void> StopRecording(Graph& graph);
   template <class F>
   void Issue(F&& launch);
+  template <class F>
+  void Timed(std::string_view name, F&& launch);
+  template <class F>
+  void Timed(std::string_view name, std::string_view detail, F&& launch);
   void Copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind);
   Result<std::byte*> Zeroed(const Sm90MoeShape& shape, bool decode, size_t bytes);
 
   bool graphs_wanted_ = true, recording_ = false;
   cudaStream_t stream_ = nullptr;
   StepInputs inputs_;
+  Marks marks_;
   std::vector<Graph> graphs_;
   Graph* current_ = nullptr;  // that is being recorded
   std::vector<DeviceMemory> allocations_;
@@ -220,6 +226,18 @@ CudaOperators::~CudaOperators() {
 template <class F>
 void CudaOperators::Issue(F&& launch) {
   if (status_) status_ = launch();
+}
+
+template <class F>
+void CudaOperators::Timed(std::string_view name, F&& launch) {
+  Timed(name, {}, launch);
+}
+
+/// The same, and where times are asked for, with an event behind it.
+template <class F>
+void CudaOperators::Timed(std::string_view name, std::string_view detail, F&& launch) {
+  Issue(launch);
+  if (times_.on()) Issue([&] { return marks_.Mark(name, detail, stream_); });
 }
 
 void CudaOperators::Copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
@@ -298,7 +316,8 @@ bool CudaOperators::Begin(StepKind kind, std::span<const int32_t> ids,
   Issue([&] { return inputs_.Send(kind, ids, sequences, stream_); });
   if (!status_) return false;
   const StepShape& shape = inputs_.shape();
-  if (!graphs_wanted_ || !shape.IsSmall()) return true;
+  if (times_.on()) Issue([&] { return marks_.Mark("between steps", {}, stream_); });
+  if (!graphs_wanted_ || times_.on() || !shape.IsSmall()) return true;
   const auto known = std::find_if(graphs_.begin(), graphs_.end(),
                                   [&](const Graph& g) { return g.shape == shape; });
   if (known == graphs_.end()) {  // its first run makes what is made but once
@@ -345,6 +364,7 @@ Result<void> CudaOperators::Finish() {
   const cudaError_t done = cudaStreamSynchronize(stream_);
   if (status_ && done != cudaSuccess)
     status_ = DeviceError(done, "cudaStreamSynchronize", __FILE__, __LINE__);
+  Issue([&] { return marks_.Collect(times_); });
   Result<void> status = std::move(status_);
   status_ = {};
   return status;
@@ -361,7 +381,7 @@ void CudaOperators::Embed(const CanonicalBf16& table, Matrix out) {
   p.ids = inputs_.ids();
   p.out = out.data;
   p.out_element = ElementOf(out);
-  Issue([&] { return LaunchEmbed(p, stream_); });
+  Timed("embed", [&] { return LaunchEmbed(p, stream_); });
 }
 
 void CudaOperators::RmsNorm(Matrix x, Vector w, float eps, Matrix out) {
@@ -374,7 +394,7 @@ void CudaOperators::RmsNorm(Matrix x, Vector w, float eps, Matrix out) {
   p.eps = eps;
   p.out = out.data;
   p.out_element = ElementOf(out);
-  Issue([&] { return LaunchRmsNorm(p, stream_); });
+  Timed("rms_norm", [&] { return LaunchRmsNorm(p, stream_); });
 }
 
 void CudaOperators::AddRmsNorm(Matrix x, Matrix y, const SharedExpert& shared, Vector w, float eps,
@@ -392,14 +412,15 @@ void CudaOperators::AddRmsNorm(Matrix x, Matrix y, const SharedExpert& shared, V
   p.weight = w.data;
   p.out = Bf16s(out);
   p.eps = eps;
-  Issue([&] { return LaunchAddRmsNorm(p, stream_); });
+  Timed("add_rms_norm", [&] { return LaunchAddRmsNorm(p, stream_); });
 }
 
 void CudaOperators::Linear(const PreparedLinear& linear, Matrix x, Matrix y) {
   Sm90LinearParams p = LinearParams(linear, x, y);
   if (p.tokens <= kSm90LinearDecodeTokens)
-    return Issue([&] { return LaunchSm90LinearDecode(p, stream_); });
-  Issue([&]() -> Result<void> {
+    return Timed("linear", linear.shards[0].name,
+                 [&] { return LaunchSm90LinearDecode(p, stream_); });
+  Timed("linear", linear.shards[0].name, [&]() -> Result<void> {
     p.workspace_bytes = Sm90LinearPrefillWorkspace(p);
     NIBBLE_TRY(p.workspace, linear_work_.Reserve(p.workspace_bytes, stream_));
     return LaunchSm90LinearPrefill(p, stream_);
@@ -409,7 +430,7 @@ void CudaOperators::Linear(const PreparedLinear& linear, Matrix x, Matrix y) {
 void CudaOperators::SiluMul(Matrix gate_up, Matrix out) {
   const SiluMulParams p{static_cast<int>(out.rows), static_cast<int>(out.cols), Bf16s(gate_up),
                         Bf16s(out)};
-  Issue([&] { return LaunchSiluMul(p, stream_); });
+  Timed("silu_mul", [&] { return LaunchSiluMul(p, stream_); });
 }
 
 void CudaOperators::Concat(Matrix a, Matrix b, Matrix out) {
@@ -419,13 +440,13 @@ void CudaOperators::Concat(Matrix a, Matrix b, Matrix out) {
                        Bf16s(a),
                        Bf16s(b),
                        Bf16s(out)};
-  Issue([&] { return LaunchConcat(p, stream_); });
+  Timed("concat", [&] { return LaunchConcat(p, stream_); });
 }
 
 void CudaOperators::RopeTable(Vector frequencies, Matrix table) {
   const RopeTableParams p{inputs_.step(), static_cast<int>(frequencies.n), frequencies.data,
                           Floats(table)};
-  Issue([&] { return LaunchRopeTable(p, stream_); });
+  Timed("rope_table", [&] { return LaunchRopeTable(p, stream_); });
 }
 
 void CudaOperators::Attention(const kernels::AttentionShape& shape, int64_t layer, Vector q_norm,
@@ -456,8 +477,8 @@ void CudaOperators::Attention(const kernels::AttentionShape& shape, int64_t laye
   const StepShape& step = inputs_.shape();
   p.capacity = static_cast<int>(std::min<int64_t>(step.capacity, kv_.capacity));
   if (step.max_rows > kAttentionDecodeRows)
-    return Issue([&] { return LaunchAttentionPrefill(p, stream_); });
-  Issue([&]() -> Result<void> {
+    return Timed("attention", [&] { return LaunchAttentionPrefill(p, stream_); });
+  Timed("attention", [&]() -> Result<void> {
     p.workspace_bytes =
         AttentionDecodeWorkspace(p.shape, step.sequences, step.max_rows, p.capacity);
     NIBBLE_TRY(p.workspace, attention_work_.Reserve(p.workspace_bytes, stream_));
@@ -483,8 +504,8 @@ void CudaOperators::DeltaNet(const kernels::DeltaShape& shape, int64_t layer,
   p.in = Bf16s(in);
   p.out = Bf16s(out);
   if (step.max_rows <= kDeltaDecodeRows)
-    return Issue([&] { return LaunchDeltaDecode(p, stream_); });
-  Issue([&]() -> Result<void> {
+    return Timed("delta_net", [&] { return LaunchDeltaDecode(p, stream_); });
+  Timed("delta_net", [&]() -> Result<void> {
     p.workspace_bytes = DeltaPrefillWorkspace(shape, p.rows, p.n_sequences);
     NIBBLE_TRY(p.workspace, delta_work_.Reserve(p.workspace_bytes, stream_));
     return LaunchDeltaPrefill(p, stream_);
@@ -503,7 +524,7 @@ void CudaOperators::Route(const CanonicalBf16& router, Matrix x, bool renormaliz
   p.weight = Bf16s(router);
   p.ids = routing.experts;
   p.weights = routing.weights;
-  Issue([&]() -> Result<void> {
+  Timed("route", [&]() -> Result<void> {
     p.workspace_bytes = RouteWorkspace(p.tokens, p.experts);
     NIBBLE_TRY(p.workspace, route_work_.Reserve(p.workspace_bytes, stream_));
     return LaunchRoute(p, stream_);
@@ -523,7 +544,7 @@ void CudaOperators::Experts(const PreparedExperts& experts, Matrix x, const Rout
   Sm90MoeParams p = MoeParams(experts, x, routing, y);
   const bool decode =
       Sm90MoeDecodeIsFaster(p.shape, p.tokens) && p.tokens <= Sm90MoeDecodeMaxTokens(p.shape);
-  Issue([&]() -> Result<void> {
+  Timed("experts", [&]() -> Result<void> {
     const size_t bytes = decode ? Sm90MoeDecodeWorkspace(p.shape, p.tokens)
                                 : Sm90MoePrefillWorkspace(p.shape, p.tokens);
     NIBBLE_TRY(p.workspace, Zeroed(p.shape, decode, bytes));
@@ -566,7 +587,7 @@ void CudaOperators::ArgMax(Matrix x, int64_t drawable, std::span<int32_t> ids) {
   p.drawable = drawable;
   p.stride = x.cols;
   p.logits = Floats(x);
-  Issue([&]() -> Result<void> {
+  Timed("argmax", [&]() -> Result<void> {
     NIBBLE_TRY(std::byte * out, argmax_.Reserve(sizeof found, stream_));
     p.ids = reinterpret_cast<int32_t*>(out);
     p.flags = p.ids + p.rows;
