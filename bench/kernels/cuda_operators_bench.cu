@@ -18,6 +18,7 @@
 #include "kernels/cuda/norm.h"
 #include "kernels/cuda/route.h"
 #include "kernels/cuda/sample.h"
+#include "linear_check.h"
 #include "operators_check.h"
 
 namespace nibble::bench {
@@ -329,11 +330,73 @@ void TimeAttentions(bool decode, cudaStream_t stream) {
   }
 }
 
+/// What an attention layer takes beside its experts, all in their order, every layer with its own weights and
+/// cache: norm, qkv (BF16), attention, o (BF16), norm, router.
+void TimeLayers(const char* model, const AttentionShape& shape, int experts, cudaStream_t stream) {
+  constexpr int kHidden = 2048, kLayers = 20, kTopK = 8;
+  const AttentionCase c{shape, KvDtype::kBf16, {{2047, 1}}};
+  AttentionData data(c, 2048);
+  data.Reset();
+  std::vector<Buffer<uint8_t>> k, v;
+  std::vector<LinearWeights> qkv, o;
+  for (int i = 0; i < kLayers; ++i) {
+    k.emplace_back(data.k_host), v.emplace_back(data.v_host);
+    qkv.emplace_back(
+        std::vector<ShardSpec>{{Sm90Weight::kBf16, Sm90Input::kBf16, shape.qkv_width()}}, kHidden,
+        i, false, false, stream);
+    o.emplace_back(std::vector<ShardSpec>{{Sm90Weight::kBf16, Sm90Input::kBf16, kHidden}},
+                   shape.out_width(), i, false, false, stream);
+    qkv.back().KeepPacked(), o.back().KeepPacked();
+  }
+  Buffer<float> residual(kHidden), weights(kTopK);
+  Buffer<Bf16> y(kHidden), x(kHidden), router(size_t(kLayers) * experts * kHidden);
+  const Buffer<float> norm(std::vector<float>(kHidden, 1.0f));
+  Buffer<int32_t> ids(kTopK);
+  Buffer<std::byte> workspace(cuda::RouteWorkspace(1, experts));
+  residual.Fill(0x3C), y.Fill(0x3C), router.Fill(0x3C), workspace.Fill(0), data.rope.Fill(0x3C);
+  const auto add_norm = [&] {
+    cuda::AddRmsNormParams p;
+    p.rows = 1, p.cols = kHidden, p.residual = residual.get(), p.y = y.get();
+    p.weight = norm.get(), p.out = x.get();
+    Must(cuda::LaunchAddRmsNorm(p, stream));
+  };
+  const auto linear = [&](const LinearWeights& w, const Bf16* from, Bf16* to) {
+    Sm90LinearParams p = w.Params();
+    p.tokens = 1, p.x = from, p.y = to, p.ldy = w.columns();
+    Must(cuda::LaunchSm90LinearDecode(p, stream));
+  };
+  const auto layer = [&](int i) {
+    add_norm();
+    linear(qkv[i], x.get(), data.qkv.get());
+    cuda::AttentionParams p = data.Params();
+    p.cache.k = k[i].get(), p.cache.v = v[i].get();
+    Must(cuda::LaunchAttentionDecode(p, 1, stream));
+    linear(o[i], data.out.get(), y.get());
+    add_norm();
+    Must(cuda::LaunchRoute(
+        {1, experts, kHidden, kTopK, true, x.get(), router.get() + size_t(i) * experts * kHidden,
+         ids.get(), weights.get(), workspace.get(), workspace.size()},
+        stream));
+  };
+  const auto linears = [&](int i) {
+    linear(qkv[i], x.get(), data.qkv.get());
+    linear(o[i], data.out.get(), y.get());
+  };
+  const double bytes = 2.0 * kHidden * (shape.qkv_width() + shape.out_width());
+  Report(std::string("layer ") + model, TimeEach(kLayers, layer, stream),
+         bytes + 2.0 * kHidden * experts + 4.0 * 2048 * shape.kv_width(), 0);
+  Report(std::string("its linears ") + model, TimeEach(kLayers, linears, stream), bytes, 0);
+}
+
 int RunTimings(const std::string& word, cudaStream_t stream) {
   const auto wanted = [&](const char* name) { return word.empty() || word == name; };
   if (wanted("norm")) TimeNorms(stream);
   if (wanted("route")) TimeRoutes(stream);
   if (wanted("argmax")) TimeArgmaxes(stream);
+  if (wanted("layer")) {
+    TimeLayers("q36", kQwen36, 256, stream);
+    TimeLayers("q3", kQwen3, 128, stream);
+  }
   if (wanted("decode")) TimeAttentions(true, stream);
   if (wanted("prefill")) TimeAttentions(false, stream);
   return 0;

@@ -75,9 +75,9 @@ inline constexpr int kAttentionDecodeRows = 8;
 /// For sequences of 1 .. 8 rows (and of none): two launches. `max_rows`: no sequence has more; it sizes
 /// the grid. A sequence is split into runs of positions by its own length, start + n_rows, alone: its
 /// bits depend on no other sequence.
-/// Reads the step's description, the page table and the cache of positions before `start` while the
-/// kernel ahead still runs: they must have been written before the kernel ahead of that one ended
-/// (norm.h: it is so wherever the linear that makes qkv follows a norm).
+/// Reads the step's description, the page table and the cache of positions before `start` while
+/// kernels ahead still run: they must have been written before a LaunchEmbed or LaunchRopeTable that
+/// comes before this launch, which wait for everything ahead of them before anything behind starts.
 /// errors   kInvalidArgument (shapes, pointers, workspace), kDevice
 Result<void> LaunchAttentionDecode(const AttentionParams& params, int max_rows,
                                    cudaStream_t stream);

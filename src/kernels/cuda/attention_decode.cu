@@ -510,8 +510,8 @@ __global__ void __launch_bounds__(kSumThreads) SumRunsKernel(const DecodeArgs a)
     gate = *reinterpret_cast<const uint2*>(a.p.qkv + row * s.qkv_width() + head * s.q_stride() +
                                            kDim + lane * 4);
   }
-  WaitForPreviousKernel();
   LetNextKernelStart();
+  WaitForPreviousKernel();
   const float4* const sums = reinterpret_cast<const float4*>(a.sums + at * kDim) + lane;
   float4 ahead[kRunsAhead];
 #pragma unroll

@@ -58,8 +58,8 @@ __global__ void __launch_bounds__(kMaxThreads) RmsNormKernel(const RmsNormParams
   const bool mine = c < p.cols;
   Vec8 w{}, x{};
   if (mine) w = Load8(p.weight + c);
-  WaitForPreviousKernel();
   LetNextKernelStart();
+  WaitForPreviousKernel();
   if (mine) x = Load8(static_cast<const In*>(p.x) + static_cast<int64_t>(blockIdx.x) * p.cols + c);
   const float scale = 1 / sqrtf(BlockSum(SumOfSquares(x), scratch) / p.cols + p.eps);
 #pragma unroll
@@ -75,8 +75,8 @@ __global__ void __launch_bounds__(kMaxThreads) AddRmsNormKernel(const AddRmsNorm
   Vec8 w{}, gate{}, x{}, shared{}, sum{};
   if (mine && p.weight) w = Load8(p.weight + c);
   if (mine && p.gate) gate = Load8(p.gate + c);
-  WaitForPreviousKernel();
   LetNextKernelStart();
+  WaitForPreviousKernel();
   const int64_t at = static_cast<int64_t>(blockIdx.x) * p.cols + c;
   Vec8 residual{};
   if (mine) residual = Load8(p.residual + at), sum = Load8(p.y + at);
@@ -103,8 +103,8 @@ __global__ void __launch_bounds__(kMaxThreads) AddRmsNormKernel(const AddRmsNorm
 __global__ void __launch_bounds__(kMaxThreads)
     AddSharedExpertKernel(const AddSharedExpertParams p) {
   __shared__ float scratch[32];
-  WaitForPreviousKernel();
   LetNextKernelStart();
+  WaitForPreviousKernel();
   const int64_t row = static_cast<int64_t>(blockIdx.x) * p.cols;
   float dot = 0;
   for (int c = threadIdx.x * kVector; c < p.cols; c += blockDim.x * kVector) {
@@ -135,8 +135,8 @@ __global__ void EmbedKernel(const EmbedParams p) {
 }
 
 __global__ void SiluMulKernel(const SiluMulParams p) {
-  WaitForPreviousKernel();
   LetNextKernelStart();
+  WaitForPreviousKernel();
   const int c = (blockIdx.y * blockDim.x + threadIdx.x) * kVector;
   if (c >= p.cols) return;
   const Bf16* const row = p.gate_up + 2 * static_cast<int64_t>(blockIdx.x) * p.cols;
@@ -155,8 +155,8 @@ struct JoinArgs {
   uint4* out;
 };
 __global__ void JoinKernel(const JoinArgs p) {
-  WaitForPreviousKernel();
   LetNextKernelStart();
+  WaitForPreviousKernel();
   const int64_t c = static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x, t = blockIdx.x;
   if (c >= p.a_words + p.b_words) return;
   const int64_t from = p.a_row ? p.a_row[t] : t;

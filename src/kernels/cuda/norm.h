@@ -8,10 +8,10 @@
 #include "numerics/bf16.h"
 
 // The small operators between matrix products. Rows are contiguous and 16-byte aligned; columns are a
-// multiple of 8, to kNormMaxCols where a row is summed over, else to 2^17. Arithmetic is fp32, bits of a
-// row depend on that row alone. Every kernel waits for the one ahead before it reads or writes, and lets
-// the next one start only then: whatever starts later finds everything ahead of this kernel's
-// predecessor done.
+// multiple of 8, to kNormMaxCols where a row is summed over, else to 2^17. Arithmetic is fp32, bits of
+// a row depend on that row alone. Kernels wait for the one ahead before they read or write, and let the
+// next one start (and fetch its constants) before that. Only LaunchEmbed waits first: whatever follows
+// it in a step starts when all earlier steps are done.
 // errors of all launches   kInvalidArgument (shapes, pointers), kDevice
 
 namespace nibble::cuda {

@@ -133,8 +133,8 @@ __global__ void __launch_bounds__(kThreads) RouteDecodeKernel(const RouteArgs a)
       }
     }
   }
-  WaitForPreviousKernel();
   LetNextKernelStart();
+  WaitForPreviousKernel();
   for (int t0 = 0; t0 < p.tokens; t0 += kTokensAtOnce) {
     float sum[kSums] = {};
 #pragma unroll
@@ -239,8 +239,8 @@ __global__ void __launch_bounds__(Tile<kRows, kCols, kWarpRows, kWarpCols>::kTil
     }
     CommitCopies();
   };
-  WaitForPreviousKernel();
   LetNextKernelStart();
+  WaitForPreviousKernel();
   for (int s = 0; s < kStages - 1; ++s) load(s);
   float sum[kM][kN][4] = {};
   const int wr = warp / (kCols / kWarpCols) * kWarpRows;
@@ -288,8 +288,8 @@ __global__ void __launch_bounds__(Tile<kRows, kCols, kWarpRows, kWarpCols>::kTil
 }
 
 __global__ void __launch_bounds__(kThreads) TopKKernel(const RouteArgs a) {
-  WaitForPreviousKernel();
   LetNextKernelStart();
+  WaitForPreviousKernel();
   const int64_t t = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
   if (t < a.p.tokens) TakeTopK(a.p, a.logits + t * a.p.experts, static_cast<int>(t));
 }

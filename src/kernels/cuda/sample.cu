@@ -47,8 +47,8 @@ __global__ void __launch_bounds__(kThreads) ArgmaxKernel(const ArgmaxArgs a) {
   __shared__ bool last;
   const ArgmaxParams& p = a.p;
   const int row = blockIdx.y;
-  WaitForPreviousKernel();
   LetNextKernelStart();
+  WaitForPreviousKernel();
   const float4* const logits = reinterpret_cast<const float4*>(p.logits + row * p.stride);
   const int64_t words = (p.drawable + 3) / 4, step = static_cast<int64_t>(kBlocks) * kThreads;
   // A thread's indices ascend: of equal numbers the first stays.
