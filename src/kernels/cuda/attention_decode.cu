@@ -5,9 +5,9 @@
 #include "kernels/cuda/operator_checks.h"
 
 // Attention of few new rows a sequence: its positions are split into runs, a block a run and kv head;
-// rows times query heads of the group are the rows of the mma. Within a block every warp has its own
-// positions, its own copies under way and its own softmax; they meet at the end. A second kernel adds
-// up the runs.
+// rows times query heads of the group are the rows of the mma. Within a block teams of one or two warps
+// have their own positions, their own copies under way and their own softmax; they meet at the end. A
+// second kernel adds up the runs.
 
 namespace nibble::cuda {
 namespace {
