@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "graph_time.h"
 #include "linear_check.h"
 
 namespace nibble::bench {

@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "graph_time.h"
 #include "h200_peers.h"
 #include "moe_check.h"
 #include "moe_inputs.h"
