@@ -70,7 +70,7 @@ find_nvcc() {
   ln -sfn lib "$cuda/lib64" && ln -sf libcudart.so.13 "$cuda/lib/libcudart.so" && echo "$cuda/bin/nvcc"
 }
 
-cuda() { CUDACXX=$nvcc build cuda nibble_kernels_cuda cuda_moe_bench cuda_linear_bench; }
+cuda() { CUDACXX=$nvcc build cuda nibble cuda_moe_bench cuda_linear_bench cuda_operators_bench cuda_delta_bench; }
 
 # PCRE2 and utf8proc of 64-bit Arm, unpacked and not installed: this machine's packages stay what they are.
 arm_libraries() {
@@ -115,9 +115,9 @@ else
   skip "aarch64: tests under qemu" "this is no x86-64"
 fi
 if nvcc=$(find_nvcc); then
-  stage "cuda: kernels compile for sm_90a" cuda
+  stage "cuda: all of it compiles for sm_90a" cuda
 else
-  skip "cuda: kernels compile for sm_90a" "no nvcc, and PyPI is out of reach"
+  skip "cuda: all of it compiles for sm_90a" "no nvcc, and PyPI is out of reach"
 fi
 if [ -z "${NIBBLE_TEST_DATA:-}" ]; then
   skip "golden tests of the larger checkpoints" "NIBBLE_TEST_DATA is not set"

@@ -54,9 +54,11 @@ Sampler SamplerOf(uint64_t seed) {
 }
 
 /// Draws from rows of logits, which are overwritten.
-std::function<Result<int32_t>(size_t)> From(Sampler& sampler, std::span<float> logits) {
-  return
-      [&sampler, logits](size_t row) { return sampler.Next(logits.subspan(row * kVocab, kVocab)); };
+std::function<Result<int32_t>(size_t)> From(Sampler& sampler, std::span<float> logits,
+                                            size_t vocab = kVocab) {
+  return [&sampler, logits, vocab](size_t row) {
+    return sampler.Next(logits.subspan(row * vocab, vocab));
+  };
 }
 
 TEST(Speculation, SampledTokensAreDistributedAsWithoutDrafts) {
@@ -127,7 +129,7 @@ TEST(Speculation, PenaltiesCountTheDraftsBefore) {
   std::vector<float> logits = {0, 1.5f, 0, 0, 1.5f, 1};
   const int32_t draft = 1;
   std::vector<int32_t> drawn;
-  auto accepted = DrawRound({&draft, 1}, From(sampler, logits), [&](int32_t id) {
+  auto accepted = DrawRound({&draft, 1}, From(sampler, logits, 3), [&](int32_t id) {
     drawn.push_back(id);
     return true;
   });
@@ -144,7 +146,7 @@ TEST(Speculation, StopsWhereTheAnswerEnds) {
   Sampler first(greedy, 3, 3, {});
   const std::vector<int32_t> drafts = {0, 1};
   std::vector<int32_t> drawn;
-  auto accepted = DrawRound(drafts, From(first, logits), [&](int32_t id) {
+  auto accepted = DrawRound(drafts, From(first, logits, 3), [&](int32_t id) {
     drawn.push_back(id);
     return id != 1;
   });

@@ -92,6 +92,11 @@ WeightBytes PreparedWeightBytes(const PlannedModule& m, const Deployment& to) {
       return MatrixBytes(m, to.wishes.map_weights, s.n, s.k);
     case Operation::kExperts: {
       const auto experts = static_cast<uint64_t>(s.experts);
+      if (m.kernel->backend == Backend::kHopper && m.effective.weight == kNvfp4Static) {
+        const int64_t bytes = HopperW13Layout(s.k, s.moe_intermediate).bytes() +
+                              HopperW2Layout(s.n, s.moe_intermediate).bytes();
+        return {experts * static_cast<uint64_t>(bytes), 0};
+      }
       const WeightBytes half = MatrixBytes(m, to.wishes.map_weights, s.moe_intermediate, s.k);
       const WeightBytes down = MatrixBytes(m, to.wishes.map_weights, s.n, s.moe_intermediate);
       return {experts * (2 * half.held + down.held), experts * (2 * half.mapped + down.mapped)};

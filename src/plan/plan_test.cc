@@ -429,9 +429,11 @@ TEST(MakePlan, RanksReachEveryModule) {
 }
 
 // 2 layers of q 256x256, k and v 128x256, o 256x256 and 8 experts of 3 times 128x256, and a head of
-// 1024x256, at 9/16 byte a weight; a bf16 cache of 2 heads of 64 and 4096 tokens.
+// 1024x256, at 9/16 byte a weight; an embedding and two routers in 16 bits, whole on every rank; a
+// bf16 cache of 2 heads of 64 and 4096 tokens.
 TEST(MakePlan, MemoryIsThatOfOneRank) {
   constexpr uint64_t kLinears = 2 * 196608, kExperts = 2 * 786432, kHead = 262144;
+  constexpr uint64_t kGlue = 2 * (1024 * 256 + 2 * 8 * 256);
   constexpr uint64_t kKv = 2 * 2 * 2 * 4096 * 2 * 64;
   const struct {
     int tp, ep;
@@ -441,8 +443,9 @@ TEST(MakePlan, MemoryIsThatOfOneRank) {
       {2, 1, kLinears / 2 + kExperts / 2 + kHead / 2, kKv / 2},
       {1, 4, kLinears + kExperts / 4 + kHead, kKv},
       {2, 4, kLinears / 2 + kExperts / 8 + kHead / 2, kKv / 2},
-      // q, k, v and o one head each, of 64 x 256: the two key-value heads are repeated.
-      {4, 1, 2 * 4 * 64 * 256 + kExperts / 4 + kHead / 4, kKv / 2},
+      // q, k, v and o one head each, of 64 x 256: the two key-value heads are repeated. Experts 32
+      // wide are padded to 64.
+      {4, 1, 2 * 4 * 64 * 256 + kExperts / 2 + kHead / 4, kKv / 2},
   };
   for (const auto& c : cases) {
     SCOPED_TRACE(testing::Message() << "tp=" << c.tp << " ep=" << c.ep);
@@ -451,7 +454,7 @@ TEST(MakePlan, MemoryIsThatOfOneRank) {
     wishes.ep_size = c.ep;
     const auto plan = PlanFor(Algo("W4A16_NVFP4"), Described("sm_90"), wishes);
     ASSERT_TRUE(plan.ok()) << plan.error().Message();
-    EXPECT_EQ(plan->memory.weights, c.elements * 9 / 16);
+    EXPECT_EQ(plan->memory.weights, c.elements * 9 / 16 + kGlue);
     EXPECT_EQ(plan->memory.kv, c.kv);
   }
 }

@@ -11,6 +11,7 @@
 #include "base/file.h"
 #include "engine/sampler.h"
 #include "kernels/cpu/isa.h"
+#include "kernels/cuda/cuda.h"
 
 namespace nibble::golden {
 
@@ -25,6 +26,20 @@ Result<std::unique_ptr<Rig>> Rig::Open(const std::string& dir, const plan::Wishe
                                                                    rig->plan.batch_invariant);
   NIBBLE_TRY(rig->model,
              model::QwenMoe::Create(rig->plan.model, rig->weights, *rig->operators,
+                                    {1, 1024, rig->plan.kv_dtype, rig->plan.draft_tokens + 1}));
+  return rig;
+}
+
+Result<std::unique_ptr<Rig>> Rig::OpenOnCuda(const std::string& dir, const plan::Wishes& wishes,
+                                             bool graphs) {
+  auto rig = std::make_unique<Rig>();
+  NIBBLE_TRY(const DeviceInfo gpu, cuda::DescribeDevice());
+  NIBBLE_TRY(rig->checkpoint, checkpoint::Checkpoint::Open(dir));
+  NIBBLE_TRY(rig->plan, plan::MakePlan(rig->checkpoint, gpu, wishes));
+  NIBBLE_TRY(rig->weights, weights::LoadWeights(rig->checkpoint, rig->plan, rig->pool));
+  NIBBLE_TRY(rig->device, cuda::MakeOperators({graphs}));
+  NIBBLE_TRY(rig->model,
+             model::QwenMoe::Create(rig->plan.model, rig->weights, *rig->device,
                                     {1, 1024, rig->plan.kv_dtype, rig->plan.draft_tokens + 1}));
   return rig;
 }
@@ -191,19 +206,36 @@ double FirstRouterNearTie(Rig& rig, Rig& truth, std::span<const int32_t> ids) {
   return HUGE_VAL;
 }
 
-void ExpectSureTokens(Rig& rig, const Reference& want, int p, int64_t batch,
-                      const std::string& what) {
+std::vector<size_t> SureStepsThatDiffer(Rig& rig, const Reference& want, int p, int64_t batch) {
   auto ids = want.Ints(fmt::format("p{}.ids", p));
   const auto greedy = want.Ints(fmt::format("p{}.greedy", p));
   const auto margin = want.Floats(fmt::format("p{}.margin", p));
   const int64_t first = static_cast<int64_t>(ids.size()) - 1;
   ids.insert(ids.end(), greedy.begin(), greedy.end() - 1);
   const auto logits = rig.Logits(ids, first, batch);
+  std::vector<size_t> differ;
   for (size_t i = 0; i < greedy.size(); ++i) {
-    if (margin[i] > 0.1f) {
-      EXPECT_EQ(engine::ArgMax(logits[i]), greedy[i]) << what << " prompt " << p << " step " << i;
-    }
+    if (margin[i] > 0.1f && engine::ArgMax(logits[i]) != greedy[i]) differ.push_back(i);
   }
+  return differ;
+}
+
+void ExpectSureTokens(Rig& rig, const Reference& want, int p, int64_t batch,
+                      const std::string& what) {
+  EXPECT_EQ(SureStepsThatDiffer(rig, want, p, batch), std::vector<size_t>())
+      << what << " prompt " << p;
+}
+
+double NarrowestRoute(Rig& truth, std::span<const int32_t> ids) {
+  double narrowest = HUGE_VAL;
+  const auto routes = RoutesOf(truth, ids);
+  for (size_t i = ids.size() - 1; i < routes.size(); i += ids.size()) {  // layer by layer
+    std::vector<float> p = routes[i].probabilities;
+    std::sort(p.begin(), p.end(), std::greater<>());
+    const size_t k = routes[i].chosen.size();
+    narrowest = std::min<double>(narrowest, (p[k - 1] - p[k]) / p[k - 1]);
+  }
+  return narrowest;
 }
 
 Layer0 RunLayer0(Rig& rig, const std::vector<float>& in) {

@@ -30,12 +30,17 @@ struct Rig {
   plan::Plan plan;
   ThreadPool pool{2};
   weights::ModelWeights weights;
-  std::unique_ptr<kernels::HostOperators> operators;
+  std::unique_ptr<kernels::HostOperators> operators;  // null on a GPU
+  std::unique_ptr<kernels::Operators> device;         // on a GPU
   std::optional<model::QwenMoe> model;
 
   /// `make` may put a subclass in the operators' place.
   static Result<std::unique_ptr<Rig>> Open(const std::string& dir, const plan::Wishes& wishes,
                                            CpuIsa isa, const MakeOperators& make = {});
+
+  /// The same on this machine's GPU.
+  static Result<std::unique_ptr<Rig>> OpenOnCuda(const std::string& dir, const plan::Wishes& wishes,
+                                                 bool graphs = true);
 
   /// Runs ids from position 0 in batches of at most `batch` and gives the logits of every position
   /// from `first` on.
@@ -84,6 +89,13 @@ std::vector<Subject> HybridCheckpoints();
 /// Prefill in one batch or token by token.
 void ExpectSureTokens(Rig& rig, const Reference& want, int p, int64_t batch,
                       const std::string& what);
+
+/// Steps p whose argmax under the reference's own tokens is another though the reference was sure of it.
+std::vector<size_t> SureStepsThatDiffer(Rig& rig, const Reference& want, int p, int64_t batch);
+
+/// The smallest relative gap between the k-th and the (k+1)-th probability of any layer's router at the
+/// last of ids, on which `truth` (a host's) may decide otherwise than one that rounds.
+double NarrowestRoute(Rig& truth, std::span<const int32_t> ids);
 
 /// Names the first token whose experts differ from REFERENCE's, and by how little the router
 /// decided there: the relative gap of the k-th and the (k+1)-th probability. Infinite when no token
