@@ -143,6 +143,23 @@ uint64_t StateBytes(const checkpoint::ModelConfig& c) {
   return 4 * static_cast<uint64_t>(layers * (state + (c.delta_conv - 1) * c.DeltaChannels()));
 }
 
+/// What a CPU alone can be asked for.
+Result<void> CheckDeviceWishes(const DeviceInfo& device, const Wishes& wishes) {
+  if (device.kind == DeviceKind::kCpu) return {};
+  if (wishes.batch_invariant) {
+    return Err(
+        ErrorCode::kUnsupported,
+        "--batch-invariant on {}: kernels of few and of many tokens round differently there, "
+        "expected a CPU",
+        device.name);
+  }
+  if (wishes.map_weights) {
+    return Err(ErrorCode::kUnsupported,
+               "--no-repack on {}: weights go to its memory, expected a CPU", device.name);
+  }
+  return {};
+}
+
 Result<void> PlanSpeculation(const Wishes& wishes, Plan* plan) {
   plan->draft_tokens = wishes.draft_tokens;
   if (wishes.draft_tokens == 0) return {};
@@ -289,6 +306,7 @@ Result<Plan> MakePlan(const checkpoint::Checkpoint& checkpoint, const DeviceInfo
              checkpoint::ParseModelConfig(checkpoint.config(), checkpoint.generation_config()));
   plan.model.prefix = checkpoint::ResolvePrefix(plan.model, checkpoint);
   NIBBLE_CHECK_OK(CheckRanks(plan.model, RanksOf(wishes)));
+  NIBBLE_CHECK_OK(CheckDeviceWishes(device, wishes));
   NIBBLE_CHECK_OK(PlanSpeculation(wishes, &plan));
   NIBBLE_TRY(const scheme::QuantConfig quant,
              scheme::ReadQuantConfig(checkpoint.config(), checkpoint.hf_quant_config()));

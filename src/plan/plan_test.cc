@@ -459,6 +459,18 @@ TEST(MakePlan, MemoryIsThatOfOneRank) {
   }
 }
 
+TEST(MakePlan, WishesThatAGpuCannotKeepAreRefused) {
+  for (bool Wishes::*const wish : {&Wishes::batch_invariant, &Wishes::map_weights}) {
+    Wishes wishes;
+    wishes.*wish = true;
+    EXPECT_TRUE(PlanFor(Algo("W4A16_NVFP4"), Described("cpu"), wishes).ok());
+    const auto plan = PlanFor(Algo("W4A16_NVFP4"), Described("sm_90"), wishes);
+    ASSERT_FALSE(plan.ok());
+    EXPECT_EQ(plan.error().code, ErrorCode::kUnsupported);
+    EXPECT_NE(plan.error().what.find("on sm_90"), std::string::npos) << plan.error().what;
+  }
+}
+
 TEST(MakePlan, MappedWeightsAreTheFilesAndNotHeld) {
   Wishes wishes;
   auto plan = PlanFor(Algo("W4A16_NVFP4"), Described("cpu"), wishes);

@@ -353,6 +353,10 @@ Result<void> CudaOperators::StopRecording(Graph& graph) {
   recording_ = false;
   cudaGraph_t recorded = nullptr;
   NIBBLE_CUDA_TRY(cudaStreamEndCapture(stream_, &recorded));
+  if (!status_) {  // some of the step is missing
+    cudaGraphDestroy(recorded);
+    return {};
+  }
   const cudaError_t made = cudaGraphInstantiate(&graph.exec, recorded, 0);
   cudaGraphDestroy(recorded);
   NIBBLE_CUDA_TRY(made);
@@ -364,7 +368,11 @@ Result<void> CudaOperators::Finish() {
   const cudaError_t done = cudaStreamSynchronize(stream_);
   if (status_ && done != cudaSuccess)
     status_ = DeviceError(done, "cudaStreamSynchronize", __FILE__, __LINE__);
-  Issue([&] { return marks_.Collect(times_); });
+  if (times_.on()) {
+    Issue([&] { return marks_.Collect(times_); });
+  } else {
+    marks_.Forget();
+  }
   Result<void> status = std::move(status_);
   status_ = {};
   return status;

@@ -34,6 +34,8 @@ class Marks {
     return {};
   }
 
+  void Forget() { used_ = 0; }
+
   /// Adds what lies between the marks so far, which have all been passed, and forgets them.
   Result<void> Collect(kernels::OperatorTimes& times) {
     for (size_t i = 1; i < used_; ++i) {
