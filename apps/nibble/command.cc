@@ -92,7 +92,7 @@ void ModelOptions::AddTo(CLI::App& app) {
   app.add_option("--activation-precision", activation_precision,
                  "auto (the checkpoint's own) or bf16 (raise W4A4 to W4A16)");
   app.add_option("--kv-cache-dtype", kv_cache_dtype,
-                 "auto (what the checkpoint declares), bf16 or fp8");
+                 "auto (what the checkpoint declares), f32 (CPU), bf16 or fp8");
   app.add_option("--spec", spec,
                  "speculation: none, or mtp:K to draft K tokens a step with the MTP module");
   app.add_flag("--batch-invariant", batch_invariant,

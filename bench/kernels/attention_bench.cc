@@ -125,12 +125,12 @@ int Main(int argc, char** argv) {
   for (int n : threads) {
     ThreadPool pool(n);
     BenchRead(pool);
-    for (CpuIsa isa : {CpuIsa::kScalar, CpuIsa::kAvx2, CpuIsa::kAvx512}) {
+    for (CpuIsa isa : {CpuIsa::kScalar, CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16}) {
       if (isa > *chosen) break;
       BenchPeak(isa);
       for (const Model& model : kModels) {
         Bench bench(model, isa, pool);
-        for (KvDtype dtype : {KvDtype::kF32, KvDtype::kBf16, KvDtype::kFp8}) {
+        for (KvDtype dtype : {KvDtype::kF32, KvDtype::kF32Bf16, KvDtype::kBf16, KvDtype::kFp8}) {
           for (int64_t end : {512, 2048, 8192}) bench.Run(dtype, kBatch, end);
           for (int64_t end : {512, 2048, 8192, 32768}) bench.Run(dtype, 1, end);
         }

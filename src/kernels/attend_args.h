@@ -20,9 +20,17 @@ struct AttendArgs {
   float* out = nullptr;  // [group, dim]
 };
 
-/// The fp32 kernels' cache of a kv head is in panels of so many columns: of keys, positions; of
-/// values, dimensions.
+/// The kernels' cache of a kv head is in panels of so many columns: of keys, positions; of values,
+/// dimensions.
 constexpr int64_t kKvPanel = 32;
+
+/// Rows of a panel (of keys, dimensions; of values, positions) whose numbers lie side by side in
+/// each column: pairs of the narrow types, as products of bf16 take them. `dtype`: of keys or of
+/// values.
+constexpr int64_t RowsTogether(KvDtype dtype) { return dtype == KvDtype::kF32 ? 1 : 2; }
+
+/// Rows of a panel of keys: the last one of an odd number has a row of zeros beside it.
+constexpr int64_t KeyRows(int64_t dim) { return dim + dim % 2; }
 
 /// Positions that are attended to at once. Softmax sums go over these blocks, counted from position
 /// 0, one after the other: what a row sums never depends on what is computed with it.
@@ -44,8 +52,9 @@ struct AttendSums {
 /// Some rows of queries and one block of the cache of the kv head that they read.
 struct AttendBlock {
   KvDtype dtype = KvDtype::kF32;
-  const std::byte* keys = nullptr;    // [panels][dim][kKvPanel]
-  const std::byte* values = nullptr;  // [panels][positions][kKvPanel]
+  // t: RowsTogether() of keys or values. The row beside the last one seen holds no NaN.
+  const std::byte* keys = nullptr;    // [panels][KeyRows(dim) / t][kKvPanel][t]
+  const std::byte* values = nullptr;  // [panels][positions / t][kKvPanel][t]
   int64_t positions = 0;              // room for so many, a multiple of kKvPanel
   const std::byte* next = nullptr;    // what is read after this block: it is fetched ahead
   int64_t dim = 0;
@@ -63,10 +72,13 @@ struct AttendBlock {
 /// places of a cache.
 constexpr int64_t kScoreStride = kKvBlock + 16;
 
-/// Floats of scratch memory that an AttendBlock needs: scores, two factors a row, and a block of
-/// keys and values as floats.
+/// Words of a query as pairs of bf16.
+constexpr int64_t QueryPairs(int64_t dim) { return (dim + 15) / 16 * 8; }
+
+/// Floats of scratch memory that an AttendBlock needs: scores, two factors a row, queries in bf16,
+/// and a block of keys and values as floats.
 constexpr int64_t AttendScratch(int64_t rows, int64_t dim, int64_t width) {
-  return rows * (kScoreStride + 2) + 16 + kKvBlock * (dim + width);
+  return rows * (kScoreStride + 2 + QueryPairs(dim)) + 16 + kKvBlock * (KeyRows(dim) + width);
 }
 
 }  // namespace nibble::kernels

@@ -36,12 +36,28 @@ AttendSums SumsAt(float* p, int64_t rows, int64_t width) {
   return {p, p + rows, p + SumsFloats(rows, width) - rows * width};
 }
 
-/// A key's numbers go one to each row of its panel.
+/// Of a key, each pair (fp32: each number) goes to another row of its panel.
+template <class Unit>
+void ScatterKey(const std::byte* codes, int64_t units, std::byte* to) {
+  constexpr auto kBytes = static_cast<int64_t>(sizeof(Unit));
+  for (int64_t i = 0; i < units; ++i) {
+    std::memcpy(to + i * kKvPanel * kBytes, codes + i * kBytes, sizeof(Unit));
+  }
+}
+
+/// A value's numbers of a panel go to one half of its row's pairs. The next position's, which will
+/// be written later if ever, begin as zeros: products take pairs.
 template <class Code>
-void ScatterKey(const std::byte* codes, int64_t dim, std::byte* to) {
-  for (int64_t d = 0; d < dim; ++d) {
-    std::memcpy(to + d * kKvPanel * static_cast<int64_t>(sizeof(Code)),
-                codes + d * static_cast<int64_t>(sizeof(Code)), sizeof(Code));
+void ScatterValue(const std::byte* codes, int64_t position, std::byte* row) {
+  constexpr auto kBytes = static_cast<int64_t>(sizeof(Code));
+  for (int64_t i = 0; i < kKvPanel; ++i) {
+    Code pair[2] = {};
+    std::memcpy(pair, codes + i * kBytes, sizeof(Code));
+    if (position % 2 == 0) {
+      std::memcpy(row + 2 * i * kBytes, pair, sizeof pair);
+    } else {
+      std::memcpy(row + (2 * i + 1) * kBytes, pair, sizeof(Code));
+    }
   }
 }
 
@@ -49,17 +65,18 @@ void ScatterKey(const std::byte* codes, int64_t dim, std::byte* to) {
 
 Result<void> HostAttention::Allocate(const KvShape& shape) {
   kv_ = shape;
-  const auto heads = static_cast<uint64_t>(shape.layers * shape.slots) *
-                     static_cast<uint64_t>(shape.kv_width / shape.head_dim) * BytesOf(shape.dtype);
-  if (in_double_) {
-    capacity_ = shape.capacity;
-    width_ = shape.head_dim;
-  } else {
-    capacity_ = static_cast<int64_t>(RoundUp(static_cast<size_t>(shape.capacity), kKvPanel));
-    width_ = static_cast<int64_t>(RoundUp(static_cast<size_t>(shape.head_dim), kKvPanel));
-  }
-  NIBBLE_TRY(keys_, HugeBuffer::Allocate(heads * static_cast<uint64_t>(capacity_ * kv_.head_dim)));
-  NIBBLE_TRY(values_, HugeBuffer::Allocate(heads * static_cast<uint64_t>(capacity_ * width_)));
+  const auto padded = [](int64_t n) {
+    return static_cast<int64_t>(RoundUp(static_cast<size_t>(n), kKvPanel));
+  };
+  capacity_ = in_double_ ? shape.capacity : padded(shape.capacity);
+  width_ = in_double_ ? shape.head_dim : padded(shape.head_dim);
+  key_bytes_ =
+      BytesOf(KeysOf(shape.dtype)) * (in_double_ ? shape.head_dim : KeyRows(shape.head_dim));
+  value_bytes_ = BytesOf(ValuesOf(shape.dtype)) * width_;
+  const auto positions = static_cast<uint64_t>(shape.layers * shape.slots *
+                                               (shape.kv_width / shape.head_dim) * capacity_);
+  NIBBLE_TRY(keys_, HugeBuffer::Allocate(positions * static_cast<uint64_t>(key_bytes_)));
+  NIBBLE_TRY(values_, HugeBuffer::Allocate(positions * static_cast<uint64_t>(value_bytes_)));
   return {};
 }
 
@@ -84,9 +101,9 @@ Result<void> HostAttention::Run(const AttentionCall& call) {
 HostAttention::Head HostAttention::HeadAt(const AttentionCall& call, const SequenceRows& sequence,
                                           int64_t kv_head) {
   const int64_t head = (call.layer * kv_.slots + sequence.slot) * call.shape.n_kv_heads + kv_head;
-  const int64_t position = head * capacity_ * static_cast<int64_t>(BytesOf(kv_.dtype));
-  return {keys_.data() + position * kv_.head_dim, values_.data() + position * width_,
-          Scale(kv_.k_scales, call.layer), Scale(kv_.v_scales, call.layer)};
+  return {keys_.data() + head * capacity_ * key_bytes_,
+          values_.data() + head * capacity_ * value_bytes_, Scale(kv_.k_scales, call.layer),
+          Scale(kv_.v_scales, call.layer)};
 }
 
 void HostAttention::NormAndRotate(const AttentionCall& call, const float* x, Vector norm,
@@ -99,26 +116,31 @@ void HostAttention::NormAndRotate(const AttentionCall& call, const float* x, Vec
 /// Puts keys and values of a sequence's rows [first, last) where attention reads them.
 void HostAttention::Store(const AttentionCall& call, const SequenceRows& sequence, int64_t kv_head,
                           int64_t first, int64_t last, const Workspace& work) {
-  const int64_t dim = kv_.head_dim, bytes = static_cast<int64_t>(BytesOf(kv_.dtype));
+  const KvDtype keys = KeysOf(kv_.dtype), values = ValuesOf(kv_.dtype);
+  const int64_t dim = kv_.head_dim, unit = RowsTogether(keys) * BytesOf(keys);
   const Head head = HeadAt(call, sequence, kv_head);
   for (int64_t i = first; i < last; ++i) {
     const int64_t row = sequence.first_row + i, position = sequence.start + i;
     NormAndRotate(call, call.Key(row, kv_head), call.k_norm, row, work.row);
-    glue_.to_cache(kv_.dtype, work.row, width_, head.k_scale, work.codes);
-    const int64_t panel = position / kKvPanel * kKvPanel;
-    std::byte* const key = head.keys + (panel * dim + position - panel) * bytes;
-    if (bytes == 4) ScatterKey<uint32_t>(work.codes, dim, key);
-    if (bytes == 2) ScatterKey<uint16_t>(work.codes, dim, key);
-    if (bytes == 1) ScatterKey<uint8_t>(work.codes, dim, key);
+    std::fill(work.row + dim, work.row + width_, 0.0f);
+    glue_.to_cache(keys, work.row, width_, head.k_scale, work.codes);
+    const int64_t column = position % kKvPanel;
+    std::byte* const key = head.keys + (position - column) * key_bytes_ + column * unit;
+    if (unit == 4) ScatterKey<uint32_t>(work.codes, key_bytes_ / unit, key);
+    if (unit == 2) ScatterKey<uint16_t>(work.codes, key_bytes_ / unit, key);
 
     std::fill(std::copy_n(call.Value(row, kv_head), dim, work.row), work.row + width_, 0.0f);
-    glue_.to_cache(kv_.dtype, work.row, width_, head.v_scale, work.codes);
-    const int64_t block = position / kKvBlock * kKvBlock;
+    glue_.to_cache(values, work.row, width_, head.v_scale, work.codes);
+    const int64_t block = position / kKvBlock * kKvBlock, bytes = BytesOf(values);
     const int64_t room = std::min(kKvBlock, capacity_ - block);
+    const int64_t in_block = (position - block) / RowsTogether(values) * RowsTogether(values);
     for (int64_t d = 0; d < width_; d += kKvPanel) {
-      const int64_t at = block * width_ + d * room + (position - block) * kKvPanel;
-      std::memcpy(head.values + at * bytes, work.codes + d * bytes,
-                  static_cast<size_t>(kKvPanel * bytes));
+      std::byte* const to =
+          head.values + block * value_bytes_ + (d * room + in_block * kKvPanel) * bytes;
+      const std::byte* const codes = work.codes + d * bytes;
+      if (bytes == 4) std::memcpy(to, codes, kKvPanel * sizeof(float));
+      if (bytes == 2) ScatterValue<uint16_t>(codes, position, to);
+      if (bytes == 1) ScatterValue<uint8_t>(codes, position, to);
     }
   }
 }
@@ -213,7 +235,6 @@ void HostAttention::RunUnit(const AttentionCall& call, const Unit& unit, int thr
   }
   const Head head = HeadAt(call, s, unit.kv_head);
   const int64_t begin = unit.run * q.blocks / q.runs, end = (unit.run + 1) * q.blocks / q.runs;
-  const int64_t bytes_each = static_cast<int64_t>(BytesOf(kv_.dtype));
   const int64_t start = s.start + q.first;     // the first row's position
   const auto first_row = [&](int64_t block) {  // that sees anything of it
     return std::max<int64_t>(0, block * kKvBlock - start) * group;
@@ -228,10 +249,10 @@ void HostAttention::RunUnit(const AttentionCall& call, const Unit& unit, int thr
   a.scratch = work.scratch;
   for (int64_t block = begin; block < end; ++block) {
     const int64_t position = block * kKvBlock, r0 = first_row(block);
-    a.keys = head.keys + position * dim * bytes_each;
-    a.values = head.values + position * width_ * bytes_each;
+    a.keys = head.keys + position * key_bytes_;
+    a.values = head.values + position * value_bytes_;
     a.positions = std::min(kKvBlock, capacity_ - position);
-    a.next = block + 1 < end ? a.keys + kKvBlock * dim * bytes_each : a.keys;
+    a.next = block + 1 < end ? a.keys + kKvBlock * key_bytes_ : a.keys;
     a.q = work.q + r0 * dim;
     a.rows = rows - r0;
     for (int64_t r = r0; r < rows; ++r) {
@@ -299,23 +320,24 @@ Result<void> HostAttention::RunInSingle(const AttentionCall& call) {
 
 // ---- In double
 
-std::byte* HostAttention::RowInDouble(HugeBuffer& cache, int64_t layer, int slot, int64_t position,
-                                      int64_t kv_head) {
-  const int64_t row = (layer * kv_.slots + slot) * kv_.capacity + position;
-  return cache.data() +
-         (row * kv_.kv_width + kv_head * kv_.head_dim) * static_cast<int64_t>(BytesOf(kv_.dtype));
+HostAttention::Head HostAttention::RowInDouble(const AttentionCall& call, int slot,
+                                               int64_t position, int64_t kv_head) {
+  const int64_t row =
+      ((call.layer * kv_.slots + slot) * kv_.capacity + position) * call.shape.n_kv_heads + kv_head;
+  return {keys_.data() + row * key_bytes_, values_.data() + row * value_bytes_,
+          Scale(kv_.k_scales, call.layer), Scale(kv_.v_scales, call.layer)};
 }
 
 void HostAttention::StoreInDouble(const AttentionCall& call, int slot, int64_t row,
                                   int64_t position, int64_t kv_head) {
   const int64_t dim = kv_.head_dim;
-  const auto store = [&](HugeBuffer& cache, const float* from, float scale) {
-    std::byte* const to = RowInDouble(cache, call.layer, slot, position, kv_head);
+  const Head at = RowInDouble(call, slot, position, kv_head);
+  const auto store = [dim](KvDtype dtype, const float* from, float scale, std::byte* to) {
     for (int64_t i = 0; i < dim; ++i) {
       const Bf16 rounded = ToBf16(from[i]);
-      if (kv_.dtype == KvDtype::kF32) std::memcpy(to + 4 * i, &from[i], 4);
-      if (kv_.dtype == KvDtype::kBf16) std::memcpy(to + 2 * i, &rounded, 2);
-      if (kv_.dtype == KvDtype::kFp8) to[i] = static_cast<std::byte>(EncodeE4m3(from[i] / scale));
+      if (dtype == KvDtype::kF32) std::memcpy(to + 4 * i, &from[i], 4);
+      if (dtype == KvDtype::kBf16) std::memcpy(to + 2 * i, &rounded, 2);
+      if (dtype == KvDtype::kFp8) to[i] = static_cast<std::byte>(EncodeE4m3(from[i] / scale));
     }
   };
   std::vector<float> k(dim);
@@ -323,8 +345,8 @@ void HostAttention::StoreInDouble(const AttentionCall& call, int slot, int64_t r
   reference::RmsNorm(call.Key(row, kv_head), 1, dim, call.k_norm.data, call.shape.norm_eps,
                      k.data());
   reference::RotateHalves(k.data(), dim, rope, rope + call.frequencies, call.frequencies);
-  store(keys_, k.data(), Scale(kv_.k_scales, call.layer));
-  store(values_, call.Value(row, kv_head), Scale(kv_.v_scales, call.layer));
+  store(KeysOf(kv_.dtype), k.data(), at.k_scale, at.keys);
+  store(ValuesOf(kv_.dtype), call.Value(row, kv_head), at.v_scale, at.values);
 }
 
 void HostAttention::AttendInDouble(const AttentionCall& call, int slot, int64_t row,
@@ -340,13 +362,14 @@ void HostAttention::AttendInDouble(const AttentionCall& call, int slot, int64_t 
   }
   AttendArgs args;
   args.dtype = kv_.dtype;
-  args.keys = RowInDouble(keys_, call.layer, slot, 0, kv_head);
-  args.values = RowInDouble(values_, call.layer, slot, 0, kv_head);
+  const Head from = RowInDouble(call, slot, 0, kv_head);
+  args.keys = from.keys;
+  args.values = from.values;
   args.n = position + 1;
   args.stride = kv_.kv_width;
   args.dim = dim;
-  args.k_scale = Scale(kv_.k_scales, call.layer);
-  args.v_scale = Scale(kv_.v_scales, call.layer);
+  args.k_scale = from.k_scale;
+  args.v_scale = from.v_scale;
   args.q = q.data();
   args.group = group;
   args.q_stride = dim;

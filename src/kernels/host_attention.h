@@ -35,7 +35,7 @@ struct AttentionCall {
 };
 
 /// Attention on a host, with the KV cache of all layers and slots: in double as REFERENCE does, or
-/// in fp32. A row's bits depend neither on the rows that are computed with it nor on the number of
+/// by the kernels. A row's bits depend neither on the rows that are computed with it nor on the number of
 /// threads: it is summed over blocks of kKvBlock positions, counted from position 0, and the
 /// blocks' sums are added in their order, by whomever and in whatever company they were made.
 class HostAttention {
@@ -98,16 +98,16 @@ class HostAttention {
                      int64_t kv_head);
   void AttendInDouble(const AttentionCall& call, int slot, int64_t row, int64_t position,
                       int64_t kv_head);
-  std::byte* RowInDouble(HugeBuffer& cache, int64_t layer, int slot, int64_t position,
-                         int64_t kv_head);
+  Head RowInDouble(const AttentionCall& call, int slot, int64_t position, int64_t kv_head);
   float Scale(const std::vector<float>& scales, int64_t layer) const;
 
   const bool in_double_;
   const cpu::GlueKernels& glue_;
   ThreadPool& pool_;
   KvShape kv_;
-  int64_t capacity_ = 0;  // positions that a slot has room for
-  int64_t width_ = 0;     // of values: head_dim rounded up to panels
+  int64_t capacity_ = 0;                     // positions that a slot has room for
+  int64_t width_ = 0;                        // of values: head_dim rounded up to panels
+  int64_t key_bytes_ = 0, value_bytes_ = 0;  // of a position of a kv head
   HugeBuffer keys_, values_;
 
   // Of the call that is going on.

@@ -16,7 +16,7 @@ namespace nibble::kernels {
 namespace {
 
 using cpu::kPoison;
-constexpr KvDtype kDtypes[] = {KvDtype::kF32, KvDtype::kBf16, KvDtype::kFp8};
+constexpr KvDtype kDtypes[] = {KvDtype::kF32, KvDtype::kF32Bf16, KvDtype::kBf16, KvDtype::kFp8};
 constexpr int64_t kSlots = 3, kLayers = 2, kLayer = 1;
 constexpr float kKScale = 0.037f, kVScale = 0.019f;
 
@@ -31,7 +31,7 @@ AttentionShape Shape(int64_t heads, int64_t kv_heads, int64_t dim, bool gated = 
 }
 
 CpuIsa BestIsa() {
-  for (CpuIsa isa : {CpuIsa::kAvx512, CpuIsa::kAvx2}) {
+  for (CpuIsa isa : {CpuIsa::kAvx512Bf16, CpuIsa::kAvx512, CpuIsa::kAvx2}) {
     if (cpu::HasIsa(isa)) return isa;
   }
   return CpuIsa::kScalar;
@@ -49,6 +49,7 @@ class Layer {
  public:
   Layer(const Config& config, KvDtype dtype, CpuIsa isa, int threads, bool in_double = false)
       : config_(config),
+        rounding_(cpu::RoundingOf(isa, dtype)),
         glue_(cpu::GlueFor(isa)),
         pool_(threads),
         attention_(in_double, glue_, pool_),
@@ -115,7 +116,8 @@ class Layer {
         Prepare(in, q_norm_, position, q.data());
         const cpu::AttentionTruth truth(
             q.data(), dim, position + 1, [&](int64_t j) { return keys + j * dim; },
-            [&](int64_t j) { return values + j * dim; }, fp8 ? kKScale : 1, fp8 ? kVScale : 1);
+            [&](int64_t j) { return values + j * dim; }, rounding_, fp8 ? kKScale : 1,
+            fp8 ? kVScale : 1);
         for (int64_t d = 0; d < dim; ++d) {
           const double gate = shape.gated ? 1 / (1 + std::exp(-double{in[dim + d]})) : 1;
           ASSERT_NEAR(got[h * dim + d], truth.values[d] * gate,
@@ -163,18 +165,19 @@ class Layer {
         std::vector<float> prepared(dim);
         Prepare(k, k_norm_, j, prepared.data());
         for (int64_t d = 0; d < dim; ++d) {
-          keys_[slot].push_back(Cached(prepared[d], kKScale));
-          values_[slot].push_back(Cached(k[shape.kv_width() + d], kVScale));
+          keys_[slot].push_back(Cached(KeysOf(kv_.dtype), prepared[d], kKScale));
+          values_[slot].push_back(Cached(ValuesOf(kv_.dtype), k[shape.kv_width() + d], kVScale));
         }
       }
     }
   }
-  float Cached(float x, float scale) const {
-    if (kv_.dtype == KvDtype::kBf16) return RoundToBf16(x);
-    return kv_.dtype == KvDtype::kFp8 ? DecodeE4m3(EncodeE4m3(x / scale)) : x;
+  static float Cached(KvDtype dtype, float x, float scale) {
+    if (dtype == KvDtype::kBf16) return RoundToBf16(x);
+    return dtype == KvDtype::kFp8 ? DecodeE4m3(EncodeE4m3(x / scale)) : x;
   }
 
   const Config config_;
+  const cpu::AttentionRounding rounding_;
   const cpu::GlueKernels& glue_;
   ThreadPool pool_;
   HostAttention attention_;
@@ -194,8 +197,7 @@ const Config kConfigs[] = {
 TEST(HostAttention, BatchesOfSequencesFollowTheTruth) {
   for (const Config& config : kConfigs) {
     for (const KvDtype dtype : kDtypes) {
-      for (CpuIsa isa : {CpuIsa::kScalar, CpuIsa::kAvx2, CpuIsa::kAvx512}) {
-        if (!cpu::HasIsa(isa)) continue;
+      for (CpuIsa isa : cpu::GlueIsas()) {
         SCOPED_TRACE(testing::Message()
                      << config.shape.n_heads << "/" << config.shape.n_kv_heads << "/"
                      << config.shape.head_dim << " " << NameOf(dtype) << " " << NameOf(isa));

@@ -60,7 +60,7 @@ struct KvShape {
 
   /// Bytes of keys and values together.
   uint64_t Bytes() const {
-    return 2 * BytesOf(dtype) * static_cast<uint64_t>(layers * slots * capacity * kv_width);
+    return static_cast<uint64_t>(KvBytes(dtype) * layers * slots * capacity * kv_width);
   }
 };
 

@@ -72,6 +72,8 @@ std::string_view NameOf(KvDtype dtype) {
   switch (dtype) {
     case KvDtype::kF32:
       return "f32";
+    case KvDtype::kF32Bf16:
+      return "f32+bf16";
     case KvDtype::kBf16:
       return "bf16";
     case KvDtype::kFp8:

@@ -37,11 +37,23 @@ std::string_view NameOf(ActivationPrecision precision);  // "bf16", "fp8", "fp4"
 std::string_view NameOf(Backend backend);                // "REFERENCE", "CPU", "MARLIN", …
 std::string_view NameOf(Activation activation);          // "silu", "swigluoai", …
 
-/// What a KV cache holds.
-enum class KvDtype : uint8_t { kF32, kBf16, kFp8 };
-std::string_view NameOf(KvDtype dtype);  // "f32", "bf16", "fp8"
-constexpr uint64_t BytesOf(KvDtype dtype) {
+/// What a KV cache holds; kF32Bf16: keys in fp32, values in bf16.
+enum class KvDtype : uint8_t { kF32, kF32Bf16, kBf16, kFp8 };
+std::string_view NameOf(KvDtype dtype);  // "f32", "f32+bf16", "bf16", "fp8"
+/// What it holds of keys, and of values: one of the other three.
+constexpr KvDtype KeysOf(KvDtype dtype) {
+  return dtype == KvDtype::kF32Bf16 ? KvDtype::kF32 : dtype;
+}
+constexpr KvDtype ValuesOf(KvDtype dtype) {
+  return dtype == KvDtype::kF32Bf16 ? KvDtype::kBf16 : dtype;
+}
+/// Bytes of a number of one of those three.
+constexpr int64_t BytesOf(KvDtype dtype) {
   return dtype == KvDtype::kF32 ? 4 : dtype == KvDtype::kBf16 ? 2 : 1;
+}
+/// Bytes of a number of a key and one of a value.
+constexpr int64_t KvBytes(KvDtype dtype) {
+  return BytesOf(KeysOf(dtype)) + BytesOf(ValuesOf(dtype));
 }
 
 enum class DeviceKind : uint8_t { kCpu, kCuda };

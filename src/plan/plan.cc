@@ -130,7 +130,7 @@ uint64_t WorkspaceBytes(const checkpoint::ModelConfig& c, int64_t context) {
 uint64_t KvBytes(const Plan& plan, const Ranks& ranks) {
   const checkpoint::ModelConfig& c = plan.model;
   const int layers = c.LayersOf(checkpoint::Mixer::kAttention) + (plan.draft_tokens > 0 ? 1 : 0);
-  return 2 * BytesOf(plan.kv_dtype) * static_cast<uint64_t>(layers) *
+  return static_cast<uint64_t>(KvBytes(plan.kv_dtype) * layers) *
          static_cast<uint64_t>(plan.context) * static_cast<uint64_t>(KvHeadsOf(c, ranks)) *
          static_cast<uint64_t>(c.head_dim);
 }
@@ -157,6 +157,10 @@ Result<void> CheckDeviceWishes(const DeviceInfo& device, const Wishes& wishes) {
     return Err(ErrorCode::kUnsupported,
                "--no-repack on {}: weights go to its memory, expected a CPU", device.name);
   }
+  if (wishes.kv_dtype == KvDtype::kF32) {
+    return Err(ErrorCode::kUnsupported,
+               "--kv-cache-dtype f32 on {}: expected bf16 or fp8 there, or a CPU", device.name);
+  }
   return {};
 }
 
@@ -178,10 +182,15 @@ Result<void> PlanSpeculation(const Wishes& wishes, Plan* plan) {
   return error;
 }
 
-/// A cache holds what the checkpoint declares or a person asked for; else the device's own: fp32 on
-/// a CPU (W4A4 quantizes what attention gives, and one bf16 rounding before that turns FP4 codes
-/// that the label's own arithmetic does not), bf16 on a GPU.
+/// A cache holds what a person asked for or the checkpoint declares; else what attention multiplies:
+/// bf16 on a GPU, fp32 on a CPU. A CPU that multiplies bf16 keeps values so, whose rounding is
+/// averaged over positions, but not keys, whose rounding goes into an exponential (it doubles the
+/// distance to the float32 reference); and not where attention's output becomes FP4, of which a
+/// rounding before turns codes that the label's own arithmetic does not.
 void PlanKvCache(const Wishes& wishes, const scheme::QuantConfig& quant, Plan* plan) {
+  const auto to_fp4 = [](const PlannedModule& m) {
+    return m.activation_precision() == ActivationPrecision::kFp4;
+  };
   if (wishes.kv_dtype) {
     plan->kv_dtype = *wishes.kv_dtype;
     plan->kv_evidence = "--kv-cache-dtype";
@@ -189,8 +198,12 @@ void PlanKvCache(const Wishes& wishes, const scheme::QuantConfig& quant, Plan* p
     plan->kv_dtype = KvDtype::kFp8;
     plan->kv_evidence = quant.kv_cache_evidence();
   } else {
-    const bool cpu = plan->device.kind == DeviceKind::kCpu;
-    plan->kv_dtype = cpu ? KvDtype::kF32 : KvDtype::kBf16;
+    const bool values_in_bf16 = plan->glue == Backend::kCpu &&
+                                plan->device.isa == CpuIsa::kAvx512Bf16 &&
+                                std::none_of(plan->modules.begin(), plan->modules.end(), to_fp4);
+    plan->kv_dtype = plan->device.kind != DeviceKind::kCpu ? KvDtype::kBf16
+                     : values_in_bf16                      ? KvDtype::kF32Bf16
+                                                           : KvDtype::kF32;
     plan->kv_evidence = "the device's default";
   }
 }

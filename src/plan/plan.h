@@ -52,7 +52,7 @@ struct Plan {
 };
 
 /// Tokens that one forward pass takes at most: what the workspace is sized for.
-inline constexpr int64_t kMaxBatchTokens = 1024;
+inline constexpr int64_t kMaxBatchTokens = 2048;
 
 /// Reads configurations alone, no tensor: the plan is the label's, whatever the file holds.
 /// errors  kUnsupported (no kernel; every candidate's reasons), kCorruptFile (configuration)

@@ -459,6 +459,46 @@ TEST(MakePlan, MemoryIsThatOfOneRank) {
   }
 }
 
+TEST(MakePlan, TheCacheKeepsWhatAttentionMultiplies) {
+  const std::string w4a16 = Algo("W4A16_NVFP4"), w4a4 = Algo("NVFP4"),
+                    declared = Algo("W4A16_NVFP4", ", 'kv_cache_quant_algo': 'FP8'");
+  Wishes none, f32, a16;
+  f32.kv_dtype = KvDtype::kF32;
+  a16.bf16_activations = true;
+  const struct {
+    const std::string& fields;
+    const char* device;
+    const Wishes& wishes;
+    KvDtype dtype;
+    uint64_t bytes;  // of a number of a key and one of a value
+  } cases[] = {
+      {w4a16, "cpu-avx512bf16", none, KvDtype::kF32Bf16, 6},
+      {w4a4, "cpu", none, KvDtype::kF32, 8},
+      {w4a4, "cpu-avx512bf16", a16, KvDtype::kF32Bf16, 6},
+      {w4a16, "cpu-avx512", none, KvDtype::kF32, 8},
+      {w4a16, "cpu-avx2", none, KvDtype::kF32, 8},
+      {w4a16, "cpu-avx512bf16", f32, KvDtype::kF32, 8},
+      {declared, "cpu-avx512bf16", none, KvDtype::kFp8, 2},
+      {declared, "cpu", f32, KvDtype::kF32, 8},
+      {w4a16, "sm_90", none, KvDtype::kBf16, 4},
+      {w4a4, "sm_90", none, KvDtype::kBf16, 4},
+      {declared, "sm_90", none, KvDtype::kFp8, 2},
+  };
+  for (const auto& c : cases) {
+    SCOPED_TRACE(testing::Message() << c.device << c.fields);
+    const auto plan = PlanFor(c.fields, Described(c.device), c.wishes);
+    ASSERT_TRUE(plan.ok()) << plan.error().Message();
+    EXPECT_EQ(plan->kv_dtype, c.dtype) << plan->kv_evidence;
+    EXPECT_EQ(plan->memory.kv, c.bytes * 2 * 4096 * 2 * 64);
+  }
+  // REFERENCE computes in double: it rounds nothing that it was not told to.
+  Wishes reference;
+  ASSERT_TRUE(ParseMoeBackend("reference", &reference).ok());
+  const auto plan = PlanFor(w4a16, Described("cpu-avx512bf16"), reference);
+  ASSERT_TRUE(plan.ok()) << plan.error().Message();
+  EXPECT_EQ(plan->kv_dtype, KvDtype::kF32);
+}
+
 TEST(MakePlan, WishesThatAGpuCannotKeepAreRefused) {
   for (bool Wishes::*const wish : {&Wishes::batch_invariant, &Wishes::map_weights}) {
     Wishes wishes;
@@ -469,6 +509,14 @@ TEST(MakePlan, WishesThatAGpuCannotKeepAreRefused) {
     EXPECT_EQ(plan.error().code, ErrorCode::kUnsupported);
     EXPECT_NE(plan.error().what.find("on sm_90"), std::string::npos) << plan.error().what;
   }
+}
+
+TEST(MakePlan, AGpuKeepsNoFp32Cache) {
+  Wishes wishes;
+  wishes.kv_dtype = KvDtype::kF32;
+  const auto plan = PlanFor(Algo("W4A16_NVFP4"), Described("sm_90"), wishes);
+  ASSERT_FALSE(plan.ok());
+  EXPECT_NE(plan.error().what.find("--kv-cache-dtype f32 on sm_90"), std::string::npos);
 }
 
 TEST(MakePlan, MappedWeightsAreTheFilesAndNotHeld) {

@@ -103,12 +103,15 @@ Result<void> ParseSpeculation(std::string_view text, Wishes* wishes) {
 Result<void> ParseKvDtype(std::string_view text, Wishes* wishes) {
   const std::string folded = Fold(text);
   wishes->kv_dtype.reset();
+  if (folded == "f32") wishes->kv_dtype = KvDtype::kF32;
   if (folded == "bf16") wishes->kv_dtype = KvDtype::kBf16;
   if (folded == "fp8") wishes->kv_dtype = KvDtype::kFp8;
   if (folded == "auto" || wishes->kv_dtype) return {};
-  return Err(ErrorCode::kInvalidArgument,
-             "KV cache dtype '{}'; expected 'auto' (what the checkpoint declares), 'bf16' or 'fp8'",
-             text.substr(0, 64));
+  return Err(
+      ErrorCode::kInvalidArgument,
+      "KV cache dtype '{}'; expected 'auto' (what the checkpoint declares), 'f32', 'bf16' or "
+      "'fp8'",
+      text.substr(0, 64));
 }
 
 Result<void> ParseActivationPrecision(std::string_view text, Wishes* wishes) {

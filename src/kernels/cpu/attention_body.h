@@ -1,13 +1,13 @@
 // Attention over a block of a cache, a part of glue_body.h. Both of its products, of queries and
-// keys and of weights and values, are one loop (Multiply) over the rows of a panel of 32 columns:
-// a few rows of queries times a few vectors of columns are summed in registers, so that what is
-// loaded is used often. A sum is made in the order of k whatever rows are summed beside it. Unlike
-// the rest of the glue this multiplies and adds in one rounding where the machine can: instruction
-// sets differ in the last bits.
+// keys and of weights and values, are one loop (a Products') over the rows of a panel of 32
+// columns: a few rows of queries times a few vectors of columns are summed in registers, so that
+// what is loaded is used often. A sum is made in the order of k whatever rows are summed beside it.
+// Unlike the rest of the glue this multiplies and adds in one rounding where the machine can:
+// instruction sets differ in the last bits.
 //
 // Before it is included: Native, the machine's vector of floats, NativeSet() and
-// NativeMultiplyAdd() on it, NativeBytes(), which loads bytes as 32-bit integers (GCC 12 would do
-// that one by one), and kTileRows x kTileWides, the vectors of sums that its registers hold.
+// NativeMultiplyAdd() on it, and kTileRows x kTileWides, the vectors of sums that its registers
+// hold.
 
 inline Wide Set(float x) { return (Wide)NativeSet(x); }
 inline Wide MultiplyAdd(Wide a, Wide b, Wide c) {
@@ -18,22 +18,34 @@ typedef uint32_t WideBits __attribute__((vector_size(kWideBytes)));
 typedef uint16_t WideHalves __attribute__((vector_size(kWideBytes / 2)));
 typedef uint8_t WideBytes __attribute__((vector_size(kWideBytes / 4)));
 
-/// Cached numbers as floats: the types that a KV cache may have.
+/// Cached numbers as floats: the types that a KV cache may have. Load gives the columns at p of the
+/// first or, with kRow 1, the second of the rows that lie together.
 struct F32Cache {
-  static constexpr int64_t kBytes = 4;
-  static Wide Load(const std::byte* p) { return LoadWide(reinterpret_cast<const float*>(p)); }
+  static constexpr int64_t kTogether = 1, kBytes = 4;  // of a column: of the rows together
+  template <int kRow>
+  static Wide Load(const std::byte* p) {
+    return LoadWide(reinterpret_cast<const float*>(p));
+  }
 };
 struct Bf16Cache {
-  static constexpr int64_t kBytes = 2;
-  static Wide Load(const std::byte* p) { return LoadWideBf16s(p); }
+  static constexpr int64_t kTogether = 2, kBytes = 4;
+  template <int kRow>
+  static Wide Load(const std::byte* p) {
+    WideBits pairs;
+    __builtin_memcpy(&pairs, p, sizeof pairs);
+    return (Wide)(kRow == 0 ? pairs << 16 : pairs & 0xFFFF0000);
+  }
 };
 /// e4m3: exponent and mantissa are moved to where a float has them, and the exponent's bias made a
 /// float's. Subnormals get an exponent of their own and lose the 1 that it implies. A cache never
 /// holds NaN.
 struct Fp8Cache {
-  static constexpr int64_t kBytes = 1;
+  static constexpr int64_t kTogether = 2, kBytes = 2;
+  template <int kRow>
   static Wide Load(const std::byte* p) {
-    const WideBits u = (WideBits)NativeBytes(p), magnitude = u & 0x7F;
+    WideHalves pairs;
+    __builtin_memcpy(&pairs, p, sizeof pairs);
+    const WideBits u = __builtin_convertvector(pairs, WideBits) >> 8 * kRow, magnitude = u & 0x7F;
     const WideInt subnormal = (WideInt)magnitude < 8;
     const Wide normal = (Wide)((magnitude << 20) + (120u << 23));
     const Wide shifted = (Wide)((magnitude << 20) + (121u << 23)) - 0x1p-6f;
@@ -71,30 +83,57 @@ inline float LargestLane(const float* lanes) {
   return largest;
 }
 
-/// sums[r] += sum_k a[r * a_row + k] * b[k], b being columns of a panel of n rows. kFetch: what
-/// lies at `ahead` will be read next.
-template <class Cache, int kRows, bool kFetch>
-inline __attribute__((always_inline)) void Multiply(const float* a, int64_t a_row,
-                                                    const std::byte* b, int64_t n,
-                                                    const std::byte* ahead,
-                                                    Wide (&sums)[kRows][kTileWides]) {
-  constexpr int64_t kRowBytes = kKvPanel * Cache::kBytes;
-  for (int64_t k = 0; k < n; ++k, b += kRowBytes) {
-    if (kFetch) {
-      __builtin_prefetch(ahead + k * kRowBytes);
-      if (kRowBytes > 64) __builtin_prefetch(ahead + k * kRowBytes + 64);
-    }
+template <int64_t kBytes>
+inline void FetchRow(const std::byte* p) {
+  __builtin_prefetch(p);
+  if (kBytes > 64) __builtin_prefetch(p + 64);
+}
+
+/// How rows are multiplied with panels of a cache: a Products has the numbers of the rows, queries
+/// or, made of them in place, weights, as Left. These are in fp32, whatever the cache keeps.
+template <class Cache>
+struct FloatProducts {
+  typedef float Left;
+  static constexpr int64_t kRowBytes = kKvPanel * Cache::kBytes;  // of the rows together
+  static constexpr int64_t kTogether = Cache::kTogether, kBytes = Cache::kBytes;
+
+  static int64_t QueryStride(int64_t dim) { return dim; }
+  static const float* Queries(const AttendBlock& a, uint32_t*) { return a.q; }
+  static void Weights(float*, int64_t) {}
+
+  template <int kRow, int kRows>
+  static inline __attribute__((always_inline)) void AddRow(const float* a, int64_t a_row,
+                                                           const std::byte* b,
+                                                           Wide (&sums)[kRows][kTileWides]) {
     Wide right[kTileWides];
 #pragma GCC unroll 16
-    for (int c = 0; c < kTileWides; ++c) right[c] = Cache::Load(b + c * kWide * Cache::kBytes);
+    for (int c = 0; c < kTileWides; ++c) {
+      right[c] = Cache::template Load<kRow>(b + c * kWide * kBytes);
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
-      const Wide left = Set(a[r * a_row + k]);
+      const Wide left = Set(a[r * a_row]);
 #pragma GCC unroll 16
       for (int c = 0; c < kTileWides; ++c) sums[r][c] = MultiplyAdd(left, right[c], sums[r][c]);
     }
   }
-}
+
+  /// sums[r] += sum_k a[r * a_row + k] * b[k], b being columns of a panel of n rows. kFetch: what
+  /// lies at `ahead` will be read next.
+  template <bool kFetch, int kRows>
+  static inline __attribute__((always_inline)) void Multiply(const float* a, int64_t a_row,
+                                                             const std::byte* b, int64_t n,
+                                                             const std::byte* ahead,
+                                                             Wide (&sums)[kRows][kTileWides]) {
+    int64_t k = 0;
+    for (; k + kTogether <= n; k += kTogether, b += kRowBytes, ahead += kRowBytes) {
+      if (kFetch) FetchRow<kRowBytes>(ahead);
+      AddRow<0>(a + k, a_row, b, sums);
+      if constexpr (kTogether == 2) AddRow<1>(a + k + 1, a_row, b, sums);
+    }
+    if (k < n) AddRow<0>(a + k, a_row, b, sums);
+  }
+};
 
 /// Rows that are summed together: as many as registers hold, and the rest by powers of two.
 template <int kRows>
@@ -117,18 +156,20 @@ constexpr int64_t kTileColumns = kTileWides * kWide;
 static_assert(kKvPanel % kTileColumns == 0);
 
 /// Scores of some rows against the keys of a panel.
-template <class Cache, bool kFetch, int kRows>
-void ScoreTile(const AttendBlock& a, TileHeight<kRows>, int64_t row, const std::byte* panel,
+template <class Products, bool kFetch, int kRows>
+void ScoreTile(const AttendBlock& a, TileHeight<kRows>, int64_t row,
+               const typename Products::Left* queries, const std::byte* panel,
                const std::byte* ahead, float* scores) {
   const Wide scale = Set(a.scale);
+  const int64_t stride = Products::QueryStride(a.dim);
   for (int64_t col = 0; col < kKvPanel; col += kTileColumns) {
     Wide sums[kRows][kTileWides] = {};
-    const float* const q = a.q + row * a.dim;
-    const std::byte* const columns = panel + col * Cache::kBytes;
+    const auto* const q = queries + row * stride;
+    const std::byte* const columns = panel + col * Products::kBytes;
     if (kFetch && col == 0) {
-      Multiply<Cache, kRows, true>(q, a.dim, columns, a.dim, ahead, sums);
+      Products::template Multiply<true>(q, stride, columns, a.dim, ahead, sums);
     } else {
-      Multiply<Cache, kRows, false>(q, a.dim, columns, a.dim, ahead, sums);
+      Products::template Multiply<false>(q, stride, columns, a.dim, ahead, sums);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
@@ -191,18 +232,19 @@ inline void Soften(float* s, int64_t n, int64_t end, float* largest, float* tota
 }
 
 /// Sums of a panel's columns of the values, weighed, added to what older blocks gave.
-template <class Cache, bool kFetch, int kRows>
-void ValueTile(const AttendBlock& a, TileHeight<kRows>, int64_t row, const std::byte* panel,
-               const std::byte* ahead, const float* weights, const Factors* factors, float* out) {
+template <class Products, bool kFetch, int kRows>
+void ValueTile(const AttendBlock& a, TileHeight<kRows>, int64_t row,
+               const typename Products::Left* weights, const std::byte* panel,
+               const std::byte* ahead, const Factors* factors, float* out) {
   const int64_t n = a.seen[row + kRows - 1];
   for (int64_t col = 0; col < kKvPanel; col += kTileColumns) {
     Wide sums[kRows][kTileWides] = {};
-    const float* const w = weights + row * kScoreStride;
-    const std::byte* const columns = panel + col * Cache::kBytes;
+    const auto* const w = weights + row * kScoreStride;
+    const std::byte* const columns = panel + col * Products::kBytes;
     if (kFetch && col == 0) {
-      Multiply<Cache, kRows, true>(w, kScoreStride, columns, n, ahead, sums);
+      Products::template Multiply<true>(w, kScoreStride, columns, n, ahead, sums);
     } else {
-      Multiply<Cache, kRows, false>(w, kScoreStride, columns, n, ahead, sums);
+      Products::template Multiply<false>(w, kScoreStride, columns, n, ahead, sums);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
@@ -217,78 +259,113 @@ void ValueTile(const AttendBlock& a, TileHeight<kRows>, int64_t row, const std::
   }
 }
 
+/// The parts of AttendBlock::scratch: AttendScratch().
+struct AttendMemory {
+  float* scores;      // [rows][kScoreStride]; then the weights, as Products have them
+  Factors* factors;   // [rows]
+  uint32_t* queries;  // [rows][QueryPairs(dim)]
+  float* block;       // keys and values
+
+  explicit AttendMemory(const AttendBlock& a)
+      : scores(a.scratch),
+        factors(reinterpret_cast<Factors*>(scores + a.rows * kScoreStride)),
+        queries(reinterpret_cast<uint32_t*>(factors + a.rows)),
+        block(a.scratch + RoundUpTo(a.rows * (kScoreStride + 2 + QueryPairs(a.dim)), 16)) {}
+};
+
 /// The first tile of a panel fetches the next panel, the others find theirs in a near cache.
-template <class Cache>
+template <class KeyProducts, class ValueProducts>
 void AttendIn(const AttendBlock& a, const std::byte* keys, const std::byte* values,
               int64_t positions) {
-  float* const scores = a.scratch;
-  auto* const factors = reinterpret_cast<Factors*>(scores + a.rows * kScoreStride);
+  const AttendMemory memory(a);
+  float* const scores = memory.scores;
   const int64_t most = a.seen[a.rows - 1];
-  const int64_t key_panel = a.dim * kKvPanel * Cache::kBytes;
-  const int64_t value_panel = positions * kKvPanel * Cache::kBytes;
+  const int64_t key_panel = KeyRows(a.dim) / KeyProducts::kTogether * KeyProducts::kRowBytes;
+  const int64_t value_panel = positions / ValueProducts::kTogether * ValueProducts::kRowBytes;
+  const auto* const queries = KeyProducts::Queries(a, memory.queries);
   for (int64_t first = 0; first < most; first += kKvPanel) {
     const std::byte* const panel = keys + first / kKvPanel * key_panel;
     const std::byte* const ahead = first + kKvPanel < most ? panel + key_panel : values;
     InTiles<kTileRows>(0, a.rows, [&](auto height, int64_t row) {
       if (a.seen[row + TileRows(height) - 1] <= first) return;
-      if (row == 0) return ScoreTile<Cache, true>(a, height, row, panel, ahead, scores + first);
-      ScoreTile<Cache, false>(a, height, row, panel, ahead, scores + first);
+      float* const to = scores + first;
+      if (row == 0) return ScoreTile<KeyProducts, true>(a, height, row, queries, panel, ahead, to);
+      ScoreTile<KeyProducts, false>(a, height, row, queries, panel, ahead, to);
     });
   }
   for (int64_t r = 0; r < a.rows; ++r) {
     float largest, total;
-    Soften(scores + r * kScoreStride, a.seen[r], most, &largest, &total);
+    float* const row = scores + r * kScoreStride;
+    Soften(row, a.seen[r], RoundUpTo(most, kLanes), &largest, &total);
+    ValueProducts::Weights(row, RoundUpTo(most, kLanes));
     if (a.first) {
       a.sums.largest[r] = largest;
       a.sums.total[r] = total;
     } else {
-      factors[r] = MergeTotals(a.sums.largest + r, a.sums.total + r, largest, total);
+      memory.factors[r] = MergeTotals(a.sums.largest + r, a.sums.total + r, largest, total);
     }
   }
+  const auto* const weights = reinterpret_cast<const typename ValueProducts::Left*>(scores);
   for (int64_t first = 0; first < a.width; first += kKvPanel) {
     const std::byte* const panel = values + first / kKvPanel * value_panel;
     const std::byte* const ahead = first + kKvPanel < a.width ? panel + value_panel : a.next;
     InTiles<kTileRows>(0, a.rows, [&](auto height, int64_t row) {
       float* const out = a.sums.out + first;
       if (row == 0) {
-        return ValueTile<Cache, true>(a, height, row, panel, ahead, scores, factors, out);
+        return ValueTile<ValueProducts, true>(a, height, row, weights, panel, ahead, memory.factors,
+                                              out);
       }
-      ValueTile<Cache, false>(a, height, row, panel, ahead, scores, factors, out);
+      ValueTile<ValueProducts, false>(a, height, row, weights, panel, ahead, memory.factors, out);
     });
   }
 }
 
+/// n rows of panels as floats.
 template <class Cache>
-void ToFloats(const std::byte* from, int64_t n, float* to) {
-  for (int64_t i = 0; i < n; i += kWide) StoreWide(to + i, Cache::Load(from + i * Cache::kBytes));
+void PanelToFloats(const std::byte* from, int64_t n, float* to) {
+  for (int64_t k = 0; k < n; k += 2) {
+    for (int64_t i = 0; i < kKvPanel; i += kWide, from += kWide * Cache::kBytes) {
+      StoreWide(to + k * kKvPanel + i, Cache::template Load<0>(from));
+      StoreWide(to + (k + 1) * kKvPanel + i, Cache::template Load<1>(from));
+    }
+  }
 }
 
 /// Many rows read a block's numbers many times: as floats they are made once.
 template <class Cache>
 void AttendConverted(const AttendBlock& a) {
-  const int64_t most = a.seen[a.rows - 1];
-  float* const keys = a.scratch + RoundUpTo(a.rows * (kScoreStride + 2), 16);
-  float* const values = keys + kKvBlock * a.dim;
-  ToFloats<Cache>(a.keys, RoundUpTo(most, kKvPanel) * a.dim, keys);
-  for (int64_t first = 0; first < a.width; first += kKvPanel) {
-    ToFloats<Cache>(a.values + first * a.positions * Cache::kBytes, most * kKvPanel,
-                    values + first * kKvBlock);
+  const int64_t most = RoundUpTo(a.seen[a.rows - 1], 2), key_rows = KeyRows(a.dim);
+  const int64_t row_bytes = kKvPanel * Cache::kBytes / 2;
+  float* const keys = AttendMemory(a).block;
+  float* const values = keys + kKvBlock * key_rows;
+  PanelToFloats<Cache>(a.keys, RoundUpTo(most, kKvPanel) / kKvPanel * key_rows, keys);
+  for (int64_t panel = 0; panel < a.width / kKvPanel; ++panel) {
+    PanelToFloats<Cache>(a.values + panel * a.positions * row_bytes, most,
+                         values + panel * kKvBlock * kKvPanel);
   }
-  AttendIn<F32Cache>(a, reinterpret_cast<const std::byte*>(keys),
-                     reinterpret_cast<const std::byte*>(values), kKvBlock);
+  AttendIn<FloatProducts<F32Cache>, FloatProducts<F32Cache>>(
+      a, reinterpret_cast<const std::byte*>(keys), reinterpret_cast<const std::byte*>(values),
+      kKvBlock);
+}
+
+template <class Cache>
+void AttendNarrow(const AttendBlock& a) {
+  if (a.rows > 2 * kTileRows) return AttendConverted<Cache>(a);
+  AttendIn<FloatProducts<Cache>, FloatProducts<Cache>>(a, a.keys, a.values, a.positions);
 }
 
 void Attend(const AttendBlock& a) {
-  const bool many = a.rows > 2 * kTileRows;
   switch (a.dtype) {
     case KvDtype::kF32:
-      return AttendIn<F32Cache>(a, a.keys, a.values, a.positions);
+      return AttendIn<FloatProducts<F32Cache>, FloatProducts<F32Cache>>(a, a.keys, a.values,
+                                                                        a.positions);
+    case KvDtype::kF32Bf16:
+      return AttendIn<FloatProducts<F32Cache>, FloatProducts<Bf16Cache>>(a, a.keys, a.values,
+                                                                         a.positions);
     case KvDtype::kBf16:
-      return many ? AttendConverted<Bf16Cache>(a)
-                  : AttendIn<Bf16Cache>(a, a.keys, a.values, a.positions);
+      return AttendNarrow<Bf16Cache>(a);
     case KvDtype::kFp8:
-      return many ? AttendConverted<Fp8Cache>(a)
-                  : AttendIn<Fp8Cache>(a, a.keys, a.values, a.positions);
+      return AttendNarrow<Fp8Cache>(a);
   }
 }
 

@@ -1,4 +1,4 @@
-// The fp32 attention kernels of every instruction set against plain loops in double, over caches
+// The attention kernels of every instruction set against plain loops in double, over caches
 // laid out here and poisoned wherever nothing may be read.
 #include <gtest/gtest.h>
 
@@ -20,7 +20,7 @@
 namespace nibble::kernels::cpu {
 namespace {
 
-constexpr KvDtype kDtypes[] = {KvDtype::kF32, KvDtype::kBf16, KvDtype::kFp8};
+constexpr KvDtype kDtypes[] = {KvDtype::kF32, KvDtype::kF32Bf16, KvDtype::kBf16, KvDtype::kFp8};
 
 int64_t RoundUpTo(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -36,8 +36,7 @@ void Put(KvDtype dtype, float x, int64_t at, std::vector<std::byte>& to) {
   const void* from = &x;
   if (dtype == KvDtype::kBf16) from = &half;
   if (dtype == KvDtype::kFp8) from = &code;
-  const size_t bytes = BytesOf(dtype);
-  std::memcpy(to.data() + static_cast<size_t>(at) * bytes, from, bytes);
+  std::memcpy(to.data() + at * BytesOf(dtype), from, static_cast<size_t>(BytesOf(dtype)));
 }
 
 /// n positions of a kv head and the rows that read them: row r sees all but the last rows-1-r, and
@@ -55,36 +54,44 @@ struct Problem {
         q(RandomNormal(n_rows * head_dim, seed)),
         k(RandomNormal(positions * head_dim, seed + 1, 1.5f)),
         v(RandomNormal(positions * head_dim, seed + 2, 2)) {
-    for (auto* cached : {&k, &v}) {
-      for (float& x : *cached) x = Cached(type, x);
-    }
+    for (float& x : k) x = Cached(KeysOf(type), x);
+    for (float& x : v) x = Cached(ValuesOf(type), x);
+    if (KeysOf(type) == KvDtype::kF32) return;
+    for (float& x : q) x = RoundToBf16(x);  // so that only weights are rounded by the kernels
   }
   int64_t Seen(int64_t row) const { return std::max<int64_t>(1, n - (rows - 1 - row)); }
   int64_t width() const { return RoundUpTo(dim, kKvPanel); }
 };
 
 /// The cache's panels, of a slot that has room for `room` positions. Everything that is no number
-/// of the problem, or the zeros that widen a value, is NaN.
+/// of the problem, or a zero that widens a value or completes a pair, is NaN.
 struct Panels {
   std::vector<std::byte> keys, values;
   int64_t room;
 
   Panels(const Problem& p, int64_t slack) : room(RoundUpTo(p.n, kKvPanel) + slack * kKvPanel) {
-    keys.resize(static_cast<size_t>(room * p.dim) * BytesOf(p.dtype));
-    values.resize(static_cast<size_t>(room * p.width()) * BytesOf(p.dtype));
-    for (int64_t i = 0; i < room * p.dim; ++i) Put(p.dtype, kPoison, i, keys);
-    for (int64_t i = 0; i < room * p.width(); ++i) Put(p.dtype, kPoison, i, values);
+    const KvDtype of_keys = KeysOf(p.dtype), of_values = ValuesOf(p.dtype);
+    const int64_t key_rows = RoundUpTo(p.dim, 2);
+    keys.resize(static_cast<size_t>(room * key_rows * BytesOf(of_keys)));
+    values.resize(static_cast<size_t>(room * p.width() * BytesOf(of_values)));
+    for (int64_t i = 0; i < room * key_rows; ++i) Put(of_keys, kPoison, i, keys);
+    for (int64_t i = 0; i < room * p.width(); ++i) Put(of_values, kPoison, i, values);
+    const auto in_panel = [](KvDtype dtype, int64_t row, int64_t column) {
+      return dtype == KvDtype::kF32 ? row * kKvPanel + column
+                                    : row / 2 * 2 * kKvPanel + column * 2 + row % 2;
+    };
     for (int64_t j = 0; j < p.n; ++j) {
-      const int64_t panel = j / kKvPanel, block = j / kKvBlock * kKvBlock;
-      const int64_t positions = std::min(kKvBlock, room - block);
+      for (int64_t d = 0; d < key_rows; ++d) {
+        Put(of_keys, d < p.dim ? p.k[j * p.dim + d] : 0,
+            j / kKvPanel * kKvPanel * key_rows + in_panel(of_keys, d, j % kKvPanel), keys);
+      }
+    }
+    for (int64_t j = 0; j < (of_values == KvDtype::kF32 ? p.n : RoundUpTo(p.n, 2)); ++j) {
+      const int64_t block = j / kKvBlock * kKvBlock, positions = std::min(kKvBlock, room - block);
       for (int64_t d = 0; d < p.width(); ++d) {
-        const bool real = d < p.dim;
-        if (real) {
-          Put(p.dtype, p.k[j * p.dim + d], (panel * p.dim + d) * kKvPanel + j % kKvPanel, keys);
-        }
-        Put(p.dtype, real ? p.v[j * p.dim + d] : 0,
-            block * p.width() + d / kKvPanel * kKvPanel * positions + (j - block) * kKvPanel +
-                d % kKvPanel,
+        Put(of_values, j < p.n && d < p.dim ? p.v[j * p.dim + d] : 0,
+            block * p.width() + d / kKvPanel * kKvPanel * positions +
+                in_panel(of_values, j - block, d % kKvPanel),
             values);
       }
     }
@@ -114,15 +121,14 @@ std::vector<float> Attend(const GlueKernels& glue, const Problem& p, const Panel
   a.scratch = memory;
   const AttendSums all{largest.data(), total.data(), out.data()};
   const AttendSums apart{largest1.data(), total1.data(), out1.data()};
-  const int64_t bytes = static_cast<int64_t>(BytesOf(p.dtype));
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t position = b * kKvBlock;
     int64_t r0 = first;
     while (p.Seen(r0) <= position) ++r0;
     for (int64_t r = r0; r < last; ++r)
       seen[r - r0] = static_cast<int32_t>(std::min(p.Seen(r) - position, kKvBlock));
-    a.keys = panels.keys.data() + position * p.dim * bytes;
-    a.values = panels.values.data() + position * width * bytes;
+    a.keys = panels.keys.data() + position * RoundUpTo(p.dim, 2) * BytesOf(KeysOf(p.dtype));
+    a.values = panels.values.data() + position * width * BytesOf(ValuesOf(p.dtype));
     a.positions = std::min(kKvBlock, panels.room - position);
     a.next = a.keys;
     a.q = p.q.data() + r0 * p.dim;
@@ -142,14 +148,15 @@ std::vector<float> Attend(const GlueKernels& glue, const Problem& p, const Panel
   return result;
 }
 
-void ExpectTruth(const Problem& p, const std::vector<float>& got, const std::string& what) {
+void ExpectTruth(CpuIsa isa, const Problem& p, const std::vector<float>& got) {
   for (int64_t r = 0; r < p.rows; ++r) {
     const AttentionTruth truth(
         p.q.data() + r * p.dim, p.dim, p.Seen(r), [&](int64_t j) { return p.k.data() + j * p.dim; },
-        [&](int64_t j) { return p.v.data() + j * p.dim; });
+        [&](int64_t j) { return p.v.data() + j * p.dim; }, {0, RoundingOf(isa, p.dtype).weight});
     for (int64_t d = 0; d < p.dim; ++d) {
       ASSERT_NEAR(got[r * p.dim + d], truth.values[d], truth.bounds[d] + 1e-37)
-          << what << " row " << r << " at " << d;
+          << NameOf(isa) << " " << NameOf(p.dtype) << " n " << p.n << " dim " << p.dim << " row "
+          << r << " at " << d;
     }
   }
 }
@@ -168,9 +175,7 @@ TEST(CpuAttention, FollowsDoubleOverEveryKindOfCache) {
       for (const int64_t slack : {0, 3}) {
         const Panels panels(p, slack);
         for (CpuIsa isa : GlueIsas()) {
-          ExpectTruth(p, Attend(GlueFor(isa), p, panels, 0, p.rows),
-                      std::string(NameOf(isa)) + " " + std::string(NameOf(dtype)) + " n " +
-                          std::to_string(c.n) + " dim " + std::to_string(c.dim));
+          ExpectTruth(isa, p, Attend(GlueFor(isa), p, panels, 0, p.rows));
         }
       }
     }
@@ -231,38 +236,42 @@ TEST(CpuAttention, EqualScoresGiveTheMean) {
 }
 
 TEST(CpuAttention, ScoresThatRiseOrFallFromBlockToBlock) {
-  for (const float step : {-0.2f, -0.02f, 0.02f, 0.2f}) {
-    Problem p(KvDtype::kF32, 3, 700, 32);
-    for (int64_t j = 0; j < p.n; ++j) p.k[j * p.dim] = step * static_cast<float>(j);
-    for (int64_t r = 0; r < p.rows; ++r) p.q[r * p.dim] = 4;
-    for (CpuIsa isa : GlueIsas()) {
-      ExpectTruth(p, Attend(GlueFor(isa), p, Panels(p, 0), 0, 3), std::string(NameOf(isa)));
+  for (const float step : {-0.2f, -0.02f, 0.02f, 0.2f})
+    for (const KvDtype dtype : kDtypes) {
+      Problem p(dtype, 3, 700, 32);
+      for (int64_t j = 0; j < p.n; ++j)
+        p.k[j * p.dim] = Cached(KeysOf(dtype), step * static_cast<float>(j));
+      for (int64_t r = 0; r < p.rows; ++r) p.q[r * p.dim] = 4;
+      for (CpuIsa isa : GlueIsas()) {
+        ExpectTruth(isa, p, Attend(GlueFor(isa), p, Panels(p, 0), 0, 3));
+      }
     }
-  }
 }
 
 TEST(CpuAttention, AWeightOfAlmostNothingCounts) {
-  for (int64_t j : {3, 299}) {  // in the block of the largest score, and in the other
-    Problem p(KvDtype::kF32, 1, 300, 16);
-    std::fill(p.k.begin(), p.k.end(), 0.0f);
-    std::fill(p.v.begin(), p.v.end(), 0.0f);
-    p.q[5] = 16;
-    p.k[j * p.dim + 5] = -20;  // a score of -80
-    p.v[j * p.dim] = 1e30f;
-    for (CpuIsa isa : GlueIsas()) {
-      ExpectTruth(p, Attend(GlueFor(isa), p, Panels(p, 0), 0, 1), std::string(NameOf(isa)));
+  for (int64_t j : {3, 299})  // in the block of the largest score, and in the other
+    for (const KvDtype dtype : {KvDtype::kF32, KvDtype::kF32Bf16, KvDtype::kBf16}) {
+      Problem p(dtype, 1, 300, 16);
+      std::fill(p.k.begin(), p.k.end(), 0.0f);
+      std::fill(p.v.begin(), p.v.end(), 0.0f);
+      p.q[5] = 16;
+      p.k[j * p.dim + 5] = -20;  // a score of -80
+      p.v[j * p.dim] = Cached(ValuesOf(dtype), 1e30f);
+      for (CpuIsa isa : GlueIsas()) {
+        ExpectTruth(isa, p, Attend(GlueFor(isa), p, Panels(p, 0), 0, 1));
+      }
     }
-  }
 }
 
 TEST(CpuAttention, NanIsNotHidden) {
-  for (CpuIsa isa : GlueIsas()) {
-    Problem p(KvDtype::kF32, 2, 200, 16);
-    p.k[150 * p.dim + 2] = kPoison;
-    for (float v : Attend(GlueFor(isa), p, Panels(p, 0), 0, 2)) {
-      EXPECT_TRUE(std::isnan(v)) << NameOf(isa);
+  for (CpuIsa isa : GlueIsas())
+    for (const KvDtype dtype : {KvDtype::kF32, KvDtype::kF32Bf16, KvDtype::kBf16}) {
+      Problem p(dtype, 2, 200, 16);
+      p.k[150 * p.dim + 2] = kPoison;
+      for (float v : Attend(GlueFor(isa), p, Panels(p, 0), 0, 2)) {
+        EXPECT_TRUE(std::isnan(v)) << NameOf(isa);
+      }
     }
-  }
 }
 
 TEST(CpuAttention, AnFp8CacheReadsEveryCode) {

@@ -8,8 +8,9 @@ const GlueKernels& GlueFor(CpuIsa isa) {
     case CpuIsa::kAvx2:
       return kGlueAvx2;
     case CpuIsa::kAvx512:
-    case CpuIsa::kAvx512Bf16:
       return kGlueAvx512;
+    case CpuIsa::kAvx512Bf16:
+      return kGlueAvx512Bf16;
 #endif
     default:
       return kGlueBaseline;

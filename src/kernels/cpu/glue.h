@@ -33,7 +33,9 @@ struct GlueKernels {
   // Attention, of which instruction sets may differ in the last bits. What a row gets depends on
   // nothing but the row and its blocks.
 
-  /// Softmax sums of rows over one block of the cache, added to those of the blocks before it.
+  /// Softmax sums of rows over one block of the cache, added to those of the blocks before it. Over
+  /// a cache of 16 or 8 bits avx512bf16 multiplies weights rounded to bf16 and queries rounded to
+  /// two bf16 numbers each.
   void (*attend)(const AttendBlock& block);
   /// Adds to the sums `into` those of the next block: the bits that attend() gives where it is not
   /// the first.
@@ -78,6 +80,6 @@ struct GlueKernels {
 /// The table compiled for the widest vectors that `isa` allows.
 const GlueKernels& GlueFor(CpuIsa isa);
 
-extern const GlueKernels kGlueBaseline, kGlueAvx2, kGlueAvx512;
+extern const GlueKernels kGlueBaseline, kGlueAvx2, kGlueAvx512, kGlueAvx512Bf16;
 
 }  // namespace nibble::kernels::cpu

@@ -14,9 +14,6 @@ constexpr int kTileRows = 6, kTileWides = 2;
 typedef __m256 Native;
 inline Native NativeSet(float x) { return _mm256_set1_ps(x); }
 inline Native NativeMultiplyAdd(Native a, Native b, Native c) { return _mm256_fmadd_ps(a, b, c); }
-inline __m256i NativeBytes(const void* p) {
-  return _mm256_cvtepu8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p)));
-}
 #include "kernels/cpu/glue_body.h"
 }  // namespace
 extern const GlueKernels kGlueAvx2 = kTable;

@@ -14,9 +14,6 @@ constexpr int kTileRows = 12, kTileWides = 2;
 typedef __m512 Native;
 inline Native NativeSet(float x) { return _mm512_set1_ps(x); }
 inline Native NativeMultiplyAdd(Native a, Native b, Native c) { return _mm512_fmadd_ps(a, b, c); }
-inline __m512i NativeBytes(const void* p) {
-  return _mm512_cvtepu8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p)));
-}
 #include "kernels/cpu/glue_body.h"
 }  // namespace
 extern const GlueKernels kGlueAvx512 = kTable;

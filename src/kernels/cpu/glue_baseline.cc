@@ -8,12 +8,6 @@ constexpr int kTileRows = 4, kTileWides = 2;
 typedef float Native __attribute__((vector_size(16)));
 inline Native NativeSet(float x) { return Native{x, x, x, x}; }
 inline Native NativeMultiplyAdd(Native a, Native b, Native c) { return a * b + c; }
-typedef uint32_t NativeBits __attribute__((vector_size(16)));
-inline NativeBits NativeBytes(const void* p) {
-  uint8_t b[4];
-  __builtin_memcpy(b, p, sizeof b);
-  return NativeBits{b[0], b[1], b[2], b[3]};
-}
 #include "kernels/cpu/glue_body.h"
 }  // namespace
 extern const GlueKernels kGlueBaseline = kTable;

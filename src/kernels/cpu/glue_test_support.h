@@ -16,7 +16,7 @@ inline constexpr float kPoison = std::numeric_limits<float>::quiet_NaN();
 /// The instruction sets of this machine that the glue has a table for.
 inline std::vector<CpuIsa> GlueIsas() {
   std::vector<CpuIsa> out;
-  for (CpuIsa isa : {CpuIsa::kScalar, CpuIsa::kAvx2, CpuIsa::kAvx512}) {
+  for (CpuIsa isa : {CpuIsa::kScalar, CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16}) {
     if (HasIsa(isa)) out.push_back(isa);
   }
   return out;

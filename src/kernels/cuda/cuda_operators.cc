@@ -275,7 +275,7 @@ Result<Routing> CudaOperators::AllocateRouting(int64_t rows, int top_k) {
 }
 
 Result<void> CudaOperators::AllocateKv(const KvShape& shape) {
-  if (shape.dtype == KvDtype::kF32) {
+  if (KeysOf(shape.dtype) == KvDtype::kF32) {
     return Err(ErrorCode::kUnsupported, "a KV cache of fp32 on a GPU, expected bf16 or fp8");
   }
   kv_ = shape;

@@ -272,34 +272,28 @@ void RotateHalves(float* head, int64_t dim, const float* cosines, const float* s
 }
 
 void Attend(const AttendArgs& a) {
-  const auto cached = [&](const std::byte* cache, int64_t i) -> double {
-    switch (a.dtype) {
-      case KvDtype::kF32: {
-        float v;
-        std::memcpy(&v, cache + 4 * i, 4);
-        return v;
-      }
-      case KvDtype::kBf16:
-        return LoadBf16(cache + 2 * i);
-      case KvDtype::kFp8:
-        break;
-    }
-    return DecodeE4m3(std::to_integer<uint8_t>(cache[i]));
+  const auto cached = [](KvDtype dtype, const std::byte* cache, int64_t i) -> double {
+    if (dtype == KvDtype::kBf16) return LoadBf16(cache + 2 * i);
+    if (dtype == KvDtype::kFp8) return DecodeE4m3(std::to_integer<uint8_t>(cache[i]));
+    float v;
+    std::memcpy(&v, cache + 4 * i, 4);
+    return v;
   };
+  const KvDtype keys = KeysOf(a.dtype), values = ValuesOf(a.dtype);
   std::vector<double> p(a.n);
   for (int64_t h = 0; h < a.group; ++h) {
     const float* q = a.q + h * a.q_stride;
     double largest = -HUGE_VAL, total = 0;
     for (int64_t j = 0; j < a.n; ++j) {
       double dot = 0;
-      for (int64_t i = 0; i < a.dim; ++i) dot += q[i] * cached(a.keys, j * a.stride + i);
+      for (int64_t i = 0; i < a.dim; ++i) dot += q[i] * cached(keys, a.keys, j * a.stride + i);
       p[j] = dot * a.k_scale / std::sqrt(static_cast<double>(a.dim));
       largest = std::max(largest, p[j]);
     }
     for (double& v : p) total += v = std::exp(v - largest);
     for (int64_t i = 0; i < a.dim; ++i) {
       double sum = 0;
-      for (int64_t j = 0; j < a.n; ++j) sum += p[j] * cached(a.values, j * a.stride + i);
+      for (int64_t j = 0; j < a.n; ++j) sum += p[j] * cached(values, a.values, j * a.stride + i);
       a.out[h * a.dim + i] = static_cast<float>(sum / total * a.v_scale);
     }
   }
