@@ -49,9 +49,10 @@ std::string Describe(const Sm90MoeShape& s) {
   const char* precisions[] = {"W4A16", "W4A4", "W4A4 by expert", "W4A4 by shard"};
   const char* activations[] = {"silu", "swiglu", "relu2"};
   char text[128];
-  std::snprintf(text, sizeof text, "E=%d K=%d H=%d I=%d %s %s", s.experts, s.top_k, s.hidden,
-                s.intermediate, activations[static_cast<int>(s.activation)],
-                precisions[static_cast<int>(s.precision)]);
+  std::snprintf(
+      text, sizeof text, "E=%d K=%d H=%d I=%d %s %s", s.experts, s.top_k, s.hidden, s.intermediate,
+      activations[static_cast<int>(s.activation)],
+      s.weights == HopperFormat::kBf16 ? "BF16" : precisions[static_cast<int>(s.precision)]);
   return text;
 }
 
@@ -160,6 +161,20 @@ std::vector<CheckCase> AllCases() {
     cases.push_back({shape({16, 2, 96, 80}, kRelu2), {1, 33, 1200}, true, false, 1, 0, 2.5f});
     cases.push_back({shape({32, 4, 1024, 512}, kRelu2), {2, 60, 400}});
   }
+  const auto bf16 = [](Sm90MoeShape s, Sm90Activation activation = kSilu) {
+    s.activation = activation, s.weights = HopperFormat::kBf16;
+    return s;
+  };
+  cases.insert(cases.end(),
+               {{bf16({256, 8, 2048, 512}), {1, 2, 7, 33, 64, 100, 1000, 4097}},
+                {bf16({32, 4, 4096, 1536}), {1, 6, 64, 300, 2100}},
+                {bf16({8, 2, 256, 128}), {1, 5, 40, 333}},
+                {bf16({8, 2, 80, 48}), {1, 5, 64, 511}},
+                {bf16({16, 1, 6144, 176}), {1, 30}},
+                {bf16({32, 4, 2880, 2880}, kSwiglu), {1, 7, 64, 600}, true, false, 1.702f, 1, 7},
+                {bf16({16, 2, 256, 208}, kSwiglu), {1, 40, 900}, true, false, 1.702f, 1, 7},
+                {bf16({64, 6, 2688, 1856}, kRelu2), {1, 7, 64, 900}},
+                {bf16({16, 2, 96, 80}, kRelu2), {1, 33, 1200}, true, false, 1, 0, 2.5f}});
   return cases;
 }
 

@@ -132,6 +132,61 @@ TEST(HopperPack, EveryWeightIsWhereTheKernelsLookAndExact) {
   }
 }
 
+// A BF16 tile's element as the mma reads it: register 2 * (i / 2 % 2) + half of step i / 4.
+uint16_t Bf16ElementOf(const std::byte* tile, int g, int t, int half, int i) {
+  const int lane = 4 * g + t, reg = i / 2 % 2 * 2 + half;
+  uint16_t bits;
+  std::memcpy(&bits, tile + i / 4 * 512 + 16 * lane + 4 * reg + i % 2 * 2, 2);
+  return bits;
+}
+
+TEST(HopperPack, EveryBf16WeightIsWhereTheKernelsLook) {
+  struct Wide {
+    std::vector<uint8_t> bytes;
+    CanonicalBf16 view;
+    Wide(int64_t n, int64_t k, uint32_t seed) : bytes(static_cast<size_t>(2 * n * k)) {
+      std::mt19937 random(seed);
+      for (uint8_t& b : bytes) b = static_cast<uint8_t>(random());
+      view = {n, k, bytes.data()};
+    }
+    uint16_t At(int64_t row, int64_t k) const {
+      if (row >= view.n || k >= view.k) return 0;
+      const size_t at = static_cast<size_t>(2 * (row * view.k + k));
+      return static_cast<uint16_t>(bytes[at] | bytes[at + 1] << 8);
+    }
+  };
+  constexpr auto kBf16 = HopperFormat::kBf16;
+  for (const Shape& s : kShapes) {
+    SCOPED_TRACE(s.what);
+    const Wide gate(s.intermediate, s.hidden, 1), up(s.intermediate, s.hidden, 2),
+        down(s.hidden, s.intermediate, 3);
+    const HopperLayout l13 = HopperW13Layout(s.hidden, s.intermediate);
+    const HopperLayout l1 = HopperW1Layout(s.hidden, s.intermediate);
+    const HopperLayout l2 = HopperW2Layout(s.hidden, s.intermediate);
+    std::vector<std::byte> w13(l13.bytes(kBf16)), w1(l1.bytes(kBf16)), w2(l2.bytes(kBf16));
+    PackHopperW13(gate.view, up.view, w13);
+    PackHopperW1(up.view, w1);
+    PackHopperW2(down.view, w2);
+    const auto check = [](const HopperLayout& l, const std::vector<std::byte>& packed,
+                          const Wide& low, const Wide& high, auto row_of) {
+      for (int64_t tile = 0; tile < l.tiles; ++tile) {
+        for (int64_t kb = 0; kb < l.k_blocks; ++kb) {
+          for (int e = 0; e < 16 * 64; ++e) {
+            const int half = e / 512, g = e / 64 % 8, t = e / 16 % 4, i = e % 16;
+            const int64_t row = row_of(tile, half, g), k = kb * 64 + 16 * t + i;
+            ASSERT_EQ(Bf16ElementOf(packed.data() + l.OffsetOf(tile, kb, kBf16), g, t, half, i),
+                      (half ? high : low).At(row, k))
+                << "tile " << tile << " k block " << kb << " row " << row << " k " << k;
+          }
+        }
+      }
+    };
+    check(l13, w13, gate, up, [](int64_t tile, int, int g) { return HopperFeature(tile, g); });
+    check(l1, w1, up, up, HopperUngatedFeature);
+    check(l2, w2, down, down, HopperOutputRow);
+  }
+}
+
 TEST(HopperPack, EveryScaleAndCodeIsExact) {
   for (int scale = 0; scale < 127; ++scale) {
     for (unsigned code = 0; code < 16; ++code) {

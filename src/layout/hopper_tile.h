@@ -4,7 +4,7 @@
 
 namespace nibble {
 
-// How the Hopper kernels (sm_90a) want the NVFP4 weights of a layer's experts. One form serves
+// How the Hopper kernels (sm_90a) want the weights of a layer's experts. One form serves
 // decode (mma.sync m16n8k16) and prefill (wgmma m64nNk16): the register fragments of a weight
 // operand are the same in both, so a tile is stored as the registers of one warp.
 //
@@ -46,16 +46,27 @@ inline constexpr int kHopperTileCodeBytes = 512;
 /// What the kernels multiply back onto the accumulator: a packed weight is 2^-8 of its value.
 inline constexpr float kHopperWeightScale = 256.0f;
 
+/// Of a tile. NVFP4's is described above, the others below; all have 16 rows x 64 k, so layouts differ by
+/// the bytes alone.
+enum class HopperFormat : uint8_t { kNvfp4, kFp8, kBf16 };
+constexpr int HopperTileBytes(HopperFormat format) {
+  if (format == HopperFormat::kNvfp4) return kHopperTileBytes;
+  return format == HopperFormat::kFp8 ? 1024 : 2048;
+}
+
 /// Where the tiles of one expert's matrix lie.
 struct HopperLayout {
   int64_t tiles = 0;        // of 16 rows
   int64_t k_blocks = 0;     // of 64 k
   int tiles_per_block = 1;  // S
 
-  constexpr int64_t bytes() const { return tiles * k_blocks * kHopperTileBytes; }
-  constexpr int64_t OffsetOf(int64_t tile, int64_t k_block) const {
+  constexpr int64_t bytes(HopperFormat format = HopperFormat::kNvfp4) const {
+    return tiles * k_blocks * HopperTileBytes(format);
+  }
+  constexpr int64_t OffsetOf(int64_t tile, int64_t k_block,
+                             HopperFormat format = HopperFormat::kNvfp4) const {
     const int64_t s = tiles_per_block;
-    return ((tile / s * k_blocks + k_block) * s + tile % s) * kHopperTileBytes;
+    return ((tile / s * k_blocks + k_block) * s + tile % s) * HopperTileBytes(format);
   }
 };
 
@@ -76,13 +87,12 @@ constexpr HopperLayout HopperW2Layout(int64_t hidden, int64_t intermediate) {
 }
 
 // Dense linears have one matrix a shard, in the row order of w2 and one tile a row block, in three
-// formats. Every format's tile is 16 rows x 64 k with the k's of NVFP4's, so the activations' order is
-// the same and one launch may mix them.
+// formats; experts may be BF16, too. Every format's tile is 16 rows x 64 k with the k's of NVFP4's, so
+// the activations' order is the same and one launch may mix them.
 //   FP8:  1024 bytes; 512 * (j / 2) + 16l + 8 * (j % 2) are lane l's codes for mma step j, k = 16t + 4j:
 //         a word with row g's four k's, then one with row g + 8's, see HopperFp8Word.
 //   BF16: 2048 bytes; 512 * j + 16l are lane l's: row g's k and k+1, row g + 8's, row g's k+2 and k+3,
 //         row g + 8's: the registers of the mma.
-enum class HopperFormat : uint8_t { kNvfp4, kFp8, kBf16 };
 
 /// Four e4m3 codes k .. k+3, k in the low byte, as a tile has them: a 16-bit half with codes k and k+2,
 /// one with k+1 and k+3. Of the first of a half the sign is bit 15 and the magnitude bits 10..4, where
@@ -95,18 +105,13 @@ constexpr uint32_t HopperFp8Word(uint32_t codes) {
          (b & 0x00080008u) << 8 | (b & 0x00070007u) << 12;
 }
 
-constexpr int HopperTileBytes(HopperFormat format) {
-  if (format == HopperFormat::kNvfp4) return kHopperTileBytes;
-  return format == HopperFormat::kFp8 ? 1024 : 2048;
-}
-
 /// A linear's [n, k], rows padded to 32 and k to 64, in tiles of its format.
 constexpr HopperLayout HopperLinearLayout(int64_t n, int64_t k) {
   return {(n + 31) / 32 * 2, (k + 63) / 64, 1};
 }
 constexpr int64_t HopperLinearBytes(HopperFormat format, int64_t n, int64_t k) {
   const HopperLayout layout = HopperLinearLayout(n, k);
-  return layout.tiles * layout.k_blocks * HopperTileBytes(format);
+  return layout.bytes(format);
 }
 
 /// Which of 8 features row g of a tile has.

@@ -29,11 +29,12 @@ struct HopperMatrix {
 /// Whose gscales of x are equal: then x is quantized once for them.
 enum class GscaleSharing : uint8_t { kLayer, kExpert, kNone };
 
-/// A layer's NVFP4 experts in a Hopper device's memory (kernels/cuda/sm90_moe.h); no w2: they are
-/// not there.
+/// A layer's experts in a Hopper device's memory (kernels/cuda/sm90_moe.h); no w2: they are not
+/// there.
 struct HopperExperts {
+  HopperFormat format = HopperFormat::kNvfp4;  // or kBf16
   const uint8_t *w13 = nullptr, *w2 = nullptr;
-  const float *g1 = nullptr, *g2 = nullptr;                // [E, shards], [E]
+  const float *g1 = nullptr, *g2 = nullptr;                // NVFP4: [E, shards], [E]
   const float *a1_gscale = nullptr, *a2_gscale = nullptr;  // W4A4: the same shapes
   GscaleSharing sharing = GscaleSharing::kLayer;           // of a1_gscale
 };

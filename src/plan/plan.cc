@@ -92,9 +92,11 @@ WeightBytes PreparedWeightBytes(const PlannedModule& m, const Deployment& to) {
       return MatrixBytes(m, to.wishes.map_weights, s.n, s.k);
     case Operation::kExperts: {
       const auto experts = static_cast<uint64_t>(s.experts);
-      if (m.kernel->backend == Backend::kHopper && m.effective.weight == kNvfp4Static) {
-        const int64_t bytes = HopperW13Layout(s.k, s.moe_intermediate).bytes() +
-                              HopperW2Layout(s.n, s.moe_intermediate).bytes();
+      const bool bf16 = !m.effective.weight;
+      if (m.kernel->backend == Backend::kHopper && (bf16 || m.effective.weight == kNvfp4Static)) {
+        const HopperFormat format = bf16 ? HopperFormat::kBf16 : HopperFormat::kNvfp4;
+        const int64_t bytes = HopperW13Layout(s.k, s.moe_intermediate).bytes(format) +
+                              HopperW2Layout(s.n, s.moe_intermediate).bytes(format);
         return {experts * static_cast<uint64_t>(bytes), 0};
       }
       const WeightBytes half = MatrixBytes(m, to.wishes.map_weights, s.moe_intermediate, s.k);

@@ -456,6 +456,9 @@ TEST(MakePlan, MemoryIsThatOfOneRank) {
     ASSERT_TRUE(plan.ok()) << plan.error().Message();
     EXPECT_EQ(plan->memory.weights, c.elements * 9 / 16 + kGlue);
     EXPECT_EQ(plan->memory.kv, c.kv);
+    const auto wide = PlanFor("", Described("sm_90"), wishes);  // all in 16 bits
+    ASSERT_TRUE(wide.ok()) << wide.error().Message();
+    EXPECT_EQ(wide->memory.weights, c.elements * 2 + kGlue);
   }
 }
 

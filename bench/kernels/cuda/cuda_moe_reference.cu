@@ -58,6 +58,9 @@ __device__ double E4m3(unsigned byte) {
 __device__ double WeightAt(const uint8_t* codes, const uint8_t* scales, size_t row, int k,
                            int columns) {
   const size_t at = row * columns + k;
+  if (scales == nullptr) {
+    return __bfloat162float(reinterpret_cast<const __nv_bfloat16*>(codes)[at]);
+  }
   return E2m1(codes[at / 2] >> (at % 2 * 4) & 15) * E4m3(scales[at / 16]);
 }
 
@@ -113,7 +116,7 @@ __global__ void HiddenKernel(CanonicalExperts e, cuda::Sm90MoeParams p, const in
       const double v = x[k] * WeightAt(codes, scales, row, k, hidden);
       sum += v, magnitude += fabs(v);
     }
-    const double global = p.g1[expert * shards + shard];
+    const double global = p.g1 ? p.g1[expert * shards + shard] : 1.0;
     const double bias = p.b13 ? p.b13[(size_t(expert) * shards + shard) * features + feature] : 0.0;
     parts[i].value = WarpSum(sum) * global + bias;
     parts[i].off =
@@ -141,7 +144,7 @@ __global__ void OutputKernel(CanonicalExperts e, cuda::Sm90MoeParams p, const in
           WeightAt(e.down_codes, e.down_scales, size_t(expert) * e.shape.hidden + row, i, features);
       sum += w * h[2 * i], magnitude += fabs(w * h[2 * i]), sum_off += fabs(w) * h[2 * i + 1];
     }
-    const double scale = double(p.g2[expert]) * p.weights[route];
+    const double scale = (p.g2 ? double(p.g2[expert]) : 1.0) * p.weights[route];
     const double bias =
         p.b2 ? double(p.b2[size_t(expert) * e.shape.hidden + row]) * p.weights[route] : 0.0;
     sum = WarpSum(sum) * scale;
@@ -162,6 +165,12 @@ void FillRandom(const CanonicalExperts& e, uint64_t seed, cudaStream_t stream) {
   uint8_t* const codes[3] = {e.gate_codes, e.up_codes, e.down_codes};
   uint8_t* const scales[3] = {e.gate_scales, e.up_scales, e.down_scales};
   for (int i = 0; i < 3; ++i) {
+    if (scales[i] == nullptr) {
+      const int k = i == 2 ? e.shape.intermediate : e.shape.hidden;
+      FillRandomActivations(reinterpret_cast<Bf16*>(codes[i]), n, 6 * seed + i,
+                            1 / sqrtf(static_cast<float>(k)), stream);
+      continue;
+    }
     RandomCodes<<<2048, 256, 0, stream>>>(codes[i], n / 2, 6 * seed + i);
     RandomScales<<<2048, 256, 0, stream>>>(scales[i], n / 16, 6 * seed + 3 + i);
   }

@@ -267,6 +267,24 @@ int CheckRefusals() {
       {"W4A4 without the scale of h", [](Sm90MoeParams& p) { p.a2_gscale = nullptr; }},
       {"W4A4 without the scale of x", [](Sm90MoeParams& p) { p.a1_gscale = nullptr; }},
       {"W4A16 with scales", [](Sm90MoeParams& p) { p.shape.precision = Sm90Precision::kBf16; }},
+      {"NVFP4 without its global scale", [](Sm90MoeParams& p) { p.g2 = nullptr; }},
+      {"BF16 weights with FP4 activations",
+       [](Sm90MoeParams& p) {
+         p.shape.weights = HopperFormat::kBf16;
+         p.g1 = p.g2 = nullptr;
+       }},
+      {"BF16 weights with global scales",
+       [](Sm90MoeParams& p) {
+         p.shape.weights = HopperFormat::kBf16;
+         p.shape.precision = Sm90Precision::kBf16;
+         p.a1_gscale = p.a2_gscale = nullptr;
+       }},
+      {"FP8 weights",
+       [](Sm90MoeParams& p) {
+         p.shape.weights = HopperFormat::kFp8;
+         p.shape.precision = Sm90Precision::kBf16;
+         p.a1_gscale = p.a2_gscale = p.g1 = p.g2 = nullptr;
+       }},
       {"a limit of zero", [](Sm90MoeParams& p) { p.limit = 0; }},
       {"alpha not a number", [](Sm90MoeParams& p) { p.alpha = NAN; }},
       {"no x", [](Sm90MoeParams& p) { p.x = nullptr; }},
@@ -278,7 +296,41 @@ int CheckRefusals() {
   return accepted;
 }
 
+namespace {
+
+// One expert's BF16 matrices.
+bool CheckPackingBf16(const Canonical& c, const Packed& packed, int expert) {
+  const Sm90MoeShape& s = c.view.shape;
+  const size_t bytes = c.code_bytes / s.experts;
+  std::vector<uint8_t> from[3];
+  CanonicalBf16 m[3];
+  for (int i = 0; i < 3; ++i) {
+    from[i].resize(bytes);
+    BENCH_CUDA(cudaMemcpy(from[i].data(), c.codes[i].get() + expert * bytes, bytes,
+                          cudaMemcpyDeviceToHost));
+    m[i] = {i == 2 ? s.hidden : s.intermediate, i == 2 ? s.intermediate : s.hidden, from[i].data()};
+  }
+  const auto same = [&](const Buffer<uint8_t>& gpu, const std::vector<std::byte>& host) {
+    std::vector<std::byte> got(host.size());
+    BENCH_CUDA(cudaMemcpy(got.data(), gpu.get() + expert * host.size(), host.size(),
+                          cudaMemcpyDeviceToHost));
+    return got == host;
+  };
+  std::vector<std::byte> w13(W13LayoutOf(s).bytes(s.weights));
+  std::vector<std::byte> w2(HopperW2Layout(s.hidden, s.intermediate).bytes(s.weights));
+  PackHopperW2(m[2], w2);
+  if (s.gated()) {
+    PackHopperW13(m[0], m[1], w13);
+  } else {
+    PackHopperW1(m[1], w13);
+  }
+  return same(packed.w13, w13) && same(packed.w2, w2);
+}
+
+}  // namespace
+
 bool CheckPacking(const Canonical& c, const Packed& packed, int expert, cudaStream_t stream) {
+  if (c.bf16) return CheckPackingBf16(c, packed, expert);
   const Sm90MoeShape& s = c.view.shape;
   const size_t per = c.n / s.experts;
   std::vector<uint8_t> codes[3], scales[3];

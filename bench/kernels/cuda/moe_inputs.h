@@ -34,20 +34,21 @@ extern const Kernel kKernels[2];
 struct Canonical {
   explicit Canonical(const Sm90MoeShape& s)
       : n(size_t(s.experts) * s.intermediate * s.hidden),
-        codes{Buffer<uint8_t>(n / 2), Buffer<uint8_t>(n / 2), Buffer<uint8_t>(n / 2)},
+        bf16(s.weights == HopperFormat::kBf16),
+        code_bytes(bf16 ? 2 * n : n / 2),
+        codes{Buffer<uint8_t>(code_bytes), Buffer<uint8_t>(code_bytes),
+              Buffer<uint8_t>(code_bytes)},
         scales{Buffer<uint8_t>(n / 16), Buffer<uint8_t>(n / 16), Buffer<uint8_t>(n / 16)},
-        view{s,
-             codes[0].get(),
-             scales[0].get(),
-             codes[1].get(),
-             scales[1].get(),
-             codes[2].get(),
-             scales[2].get()} {}
+        view{s,           codes[0].get(), ScalesOf(0), codes[1].get(),
+             ScalesOf(1), codes[2].get(), ScalesOf(2)} {}
+  uint8_t* ScalesOf(int i) const { return bf16 ? nullptr : scales[i].get(); }
   cuda::Sm90PackSource Source(int i) const {
     const size_t e = view.shape.experts;
-    return {codes[i].get(), scales[i].get(), n / e / 2, n / e / 16};
+    return {codes[i].get(), ScalesOf(i), code_bytes / e, n / e / 16};
   }
-  size_t n;
+  size_t n;  // elements of a matrix of all experts
+  bool bf16;
+  size_t code_bytes;
   Buffer<uint8_t> codes[3], scales[3];
   CanonicalExperts view;
 };
@@ -59,8 +60,8 @@ inline HopperLayout W13LayoutOf(const Sm90MoeShape& s) {
 
 struct Packed {
   explicit Packed(const Sm90MoeShape& s)
-      : w13(s.experts * W13LayoutOf(s).bytes()),
-        w2(s.experts * HopperW2Layout(s.hidden, s.intermediate).bytes()) {}
+      : w13(s.experts * W13LayoutOf(s).bytes(s.weights)),
+        w2(s.experts * HopperW2Layout(s.hidden, s.intermediate).bytes(s.weights)) {}
   void Pack(const Canonical& c, cudaStream_t stream) {
     const Sm90MoeShape& s = c.view.shape;
     if (s.gated()) {
@@ -109,7 +110,8 @@ struct Scales {
     b13 = Buffer<float>(bias1), b2 = Buffer<float>(bias2);
   }
   void Give(Sm90MoeParams& p, bool biases) const {
-    p.g1 = g1.get(), p.g2 = g2.get();
+    const bool nvfp4 = p.shape.weights == HopperFormat::kNvfp4;
+    p.g1 = nvfp4 ? g1.get() : nullptr, p.g2 = nvfp4 ? g2.get() : nullptr;
     const bool fp4 = p.shape.precision != Sm90Precision::kBf16;
     p.a1_gscale = fp4 ? a1.get() : nullptr, p.a2_gscale = fp4 ? a2.get() : nullptr;
     p.b13 = biases ? b13.get() : nullptr, p.b2 = biases ? b2.get() : nullptr;

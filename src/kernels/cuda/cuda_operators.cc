@@ -92,6 +92,7 @@ Sm90MoeShape MoeShape(const PreparedExperts& e, int top_k) {
   s.top_k = top_k;
   s.hidden = static_cast<int>(e.hidden);
   s.intermediate = static_cast<int>(e.intermediate);
+  s.weights = e.hopper.format;
   if (e.activation == Activation::kRelu2NoMul) {
     s.activation = Sm90Activation::kRelu2;
   } else if (e.activation != Activation::kSilu) {

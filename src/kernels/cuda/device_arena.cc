@@ -30,8 +30,8 @@ std::span<const float> ScalesOf(const CanonicalWeight& w) {
   return fp8->scales;
 }
 
-const CanonicalNvfp4& Nvfp4(const PreparedWeight& w) {
-  return std::get<CanonicalNvfp4>(std::get<CanonicalWeight>(w));
+HopperFormat FormatOf(const PreparedExperts& e) {
+  return FormatOf(std::get<CanonicalWeight>(e.up.front()));
 }
 
 std::span<const uint8_t> Codes(const CanonicalNvfp4& w) {
@@ -68,8 +68,9 @@ uint64_t DeviceArena::BytesOfLinear(const CanonicalWeight& w) {
 
 uint64_t DeviceArena::BytesOfExperts(const PreparedExperts& e) {
   const auto experts = static_cast<uint64_t>(e.n_experts);
-  const auto w13 = static_cast<uint64_t>(W13LayoutOf(e).bytes());
-  const auto w2 = static_cast<uint64_t>(HopperW2Layout(e.hidden, e.intermediate).bytes());
+  const HopperFormat format = FormatOf(e);
+  const auto w13 = static_cast<uint64_t>(W13LayoutOf(e).bytes(format));
+  const auto w2 = static_cast<uint64_t>(HopperW2Layout(e.hidden, e.intermediate).bytes(format));
   uint64_t bytes = Aligned(experts * w13) + Aligned(experts * w2) +
                    BytesOfVector(e.quant.g1_alphas) + BytesOfVector(e.quant.g2_alphas);
   if (e.quant.a1_gscale)
@@ -164,13 +165,19 @@ Result<HopperMatrix> DeviceArena::PlaceLinear(const CanonicalWeight& w) {
 Result<HopperExperts> DeviceArena::PlaceExperts(const PreparedExperts& e) {
   const int hidden = static_cast<int>(e.hidden), intermediate = static_cast<int>(e.intermediate);
   const auto experts = static_cast<uint64_t>(e.n_experts);
-  const auto w13_bytes = static_cast<uint64_t>(W13LayoutOf(e).bytes());
-  const auto w2_bytes = static_cast<uint64_t>(HopperW2Layout(hidden, intermediate).bytes());
+  const HopperFormat format = FormatOf(e);
+  const auto w13_bytes = static_cast<uint64_t>(W13LayoutOf(e).bytes(format));
+  const auto w2_bytes = static_cast<uint64_t>(HopperW2Layout(hidden, intermediate).bytes(format));
   auto* w13 = reinterpret_cast<uint8_t*>(Take(experts * w13_bytes));
   auto* w2 = reinterpret_cast<uint8_t*>(Take(experts * w2_bytes));
   const auto stage = [&](const PreparedWeight& w) -> Result<Sm90PackSource> {
-    const CanonicalNvfp4& from = Nvfp4(w);
+    const auto& canonical = std::get<CanonicalWeight>(w);
     Sm90PackSource source;
+    if (const auto* bf16 = std::get_if<CanonicalBf16>(&canonical)) {
+      NIBBLE_TRY(source.codes, Stage({bf16->data, static_cast<size_t>(2 * bf16->n * bf16->k)}));
+      return source;
+    }
+    const auto& from = std::get<CanonicalNvfp4>(canonical);
     NIBBLE_TRY(source.codes, Stage(Codes(from)));
     NIBBLE_TRY(source.scales, Stage(BlockScales(from)));
     source.codes_stride = Codes(from).size();
@@ -190,7 +197,8 @@ Result<HopperExperts> DeviceArena::PlaceExperts(const PreparedExperts& e) {
     }
     NIBBLE_CHECK_OK(LaunchSm90PackW2(down, 1, hidden, intermediate, w2 + i * w2_bytes, nullptr));
   }
-  HopperExperts out{w13, w2};
+  HopperExperts out{format, w13, w2};
+  if (format == HopperFormat::kBf16) return out;
   const auto place = [&](const std::vector<float>& values, const float** to) -> Result<void> {
     NIBBLE_TRY(const std::byte* at, Place(std::as_bytes(std::span(values))));
     *to = reinterpret_cast<const float*>(at);

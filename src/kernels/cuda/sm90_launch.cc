@@ -9,9 +9,18 @@
 namespace nibble::cuda {
 namespace {
 
-/// What belongs to one precision or one activation function, and to no other.
+/// What belongs to one precision, one format or one activation function, and to no other.
 Result<void> CheckScalesAndLimit(const Sm90MoeParams& p) {
   const bool fp4 = p.shape.precision != Sm90Precision::kBf16;
+  const bool nvfp4 = p.shape.weights == HopperFormat::kNvfp4;
+  if ((!nvfp4 && p.shape.weights != HopperFormat::kBf16) || (!nvfp4 && fp4) ||
+      (p.g1 != nullptr) != nvfp4 || (p.g2 != nullptr) != nvfp4) {
+    return Err(ErrorCode::kInvalidArgument,
+               "experts on sm_90: weights of format {}, activations in {}, g1 is {} and g2 is {}; "
+               "NVFP4 has both scales, BF16 neither and bf16 activations",
+               static_cast<int>(p.shape.weights), fp4 ? "NVFP4" : "bf16", p.g1 ? "given" : "null",
+               p.g2 ? "given" : "null");
+  }
   if ((p.a1_gscale != nullptr) != fp4 || (p.a2_gscale != nullptr) != fp4) {
     return Err(ErrorCode::kInvalidArgument,
                "experts on sm_90: activations in {}, but a1_gscale is {} and a2_gscale is {}; W4A4 "
@@ -57,7 +66,7 @@ Result<void> CheckSm90Moe(const Sm90MoeParams& p, int max_tokens) {
   }
   if (!Aligned(p.x, 16) || !Aligned(p.y, 16) || !Aligned(p.w13, 128) || !Aligned(p.w2, 128) ||
       !Aligned(p.workspace, 256) || !Aligned(p.ids, 4) || !Aligned(p.weights, 4) ||
-      !Aligned(p.g1, 4 * s.shards()) || !Aligned(p.g2, 4)) {
+      (p.g1 != nullptr && !Aligned(p.g1, 4 * s.shards()))) {
     return Err(ErrorCode::kInvalidArgument,
                "experts on sm_90: a device pointer is null or not aligned (x, y 16; w13, w2 128; "
                "workspace 256; g1 8 bytes, without a gate 4)");

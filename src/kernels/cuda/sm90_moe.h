@@ -6,10 +6,11 @@
 #include <cstdint>
 #include <limits>
 
+#include "layout/hopper_tile.h"
 #include "nibble/error.h"
 #include "numerics/bf16.h"
 
-// The routed experts of one layer on Hopper (sm_90a), NVFP4 weights:
+// The routed experts of one layer on Hopper (sm_90a), NVFP4 or BF16 weights:
 //   y[t] = sum_k weight[t,k] * (down[e] act(gate[e] x[t] + b13, up[e] x[t] + b13) + b2[e]),
 //   e = ids[t,k]
 // Products are of bf16 activations and exact bf16 weights (code * block scale), accumulated in fp32;
@@ -23,6 +24,8 @@
 //
 // Results do not depend on the order in which blocks run: the same input gives the same bits. Nothing
 // here allocates, synchronises or reads results back, so every launch can be captured in a CUDA graph.
+//
+// BF16 weights are multiplied as they are, with bf16 activations: there are no global scales.
 //
 // Two kernels read one packed form (layout/hopper_tile.h): decode, one persistent launch for few
 // tokens, and prefill, a grouped GEMM over tokens sorted by expert.
@@ -39,7 +42,7 @@ enum class Sm90Activation : uint8_t {
 
 /// Of the activations. The kinds of kFp4 say which of the layer's gscales of x are equal.
 enum class Sm90Precision : uint8_t {
-  kBf16,       // W4A16
+  kBf16,       // W4A16, or BF16 weights
   kFp4Layer,   // W4A4, one gscale for all experts
   kFp4Expert,  // one for gate and up of an expert
   kFp4Shard,   // any; x is quantized and multiplied twice
@@ -52,6 +55,7 @@ struct Sm90MoeShape {
   int intermediate = 0;  // I, a multiple of 16
   Sm90Activation activation = Sm90Activation::kSilu;
   Sm90Precision precision = Sm90Precision::kBf16;
+  HopperFormat weights = HopperFormat::kNvfp4;  // or kBf16
 
   bool operator==(const Sm90MoeShape&) const = default;
   constexpr bool gated() const { return activation != Sm90Activation::kRelu2; }
@@ -67,8 +71,8 @@ struct Sm90MoeParams {
   const float* weights = nullptr;  // [T, K], the router's
   const uint8_t* w13 = nullptr;    // [E] HopperW13Layout(H, I), without a gate HopperW1Layout
   const uint8_t* w2 = nullptr;     // [E] HopperW2Layout(H, I)
-  const float* g1 = nullptr;       // [E, shards]: global scales of gate and up
-  const float* g2 = nullptr;       // [E]: global scale of down
+  const float* g1 = nullptr;       // [E, shards]: NVFP4's global scales of gate and up; else null
+  const float* g2 = nullptr;       // [E]: of down, likewise
   Bf16* y = nullptr;               // [T, H], written whole; does not alias x
   std::byte* workspace = nullptr;  // 256-byte aligned, see below
 

@@ -1,4 +1,5 @@
-// sm90_nvfp4_{bf16,nvfp4}_experts_decode: all routed experts of a layer for few tokens, one launch.
+// sm90_nvfp4_{bf16,nvfp4}_experts_decode, sm90_bf16_bf16_experts_decode: all routed experts of a layer
+// for few tokens, one launch.
 //
 // One block a multiprocessor, all resident. Each of 16 warps runs its own ring of bulk copies over
 // one sequence of weight units: its part of GEMM1 (gate and up), then its part of GEMM2 (down). No
@@ -120,7 +121,8 @@ __device__ __forceinline__ void Gemm2Block(const Args& a, Smem& s, const Place& 
         if (!C::kAnyShape || k < steps) {
 #pragma unroll
           for (int r = 0; r < C::kTiles2; ++r) {
-            MultiplyTile(weights + (k * C::kTiles2 + r) * kHopperTileBytes, p.lane, b[k], acc[r]);
+            MultiplyTile<C::kFormat>(weights + (k * C::kTiles2 + r) * C::kTileBytes, p.lane, b[k],
+                                     acc[r]);
           }
         }
         load_next(k);
@@ -367,6 +369,19 @@ Result<void> LaunchFor(const Args& args, Activate kind, bool keeps_x, cudaStream
   return LaunchAny<Activate::kRelu2, kFp4>(args, stream);
 }
 
+/// BF16 weights, in configurations of any shape: a slot holds two tiles.
+Result<void> LaunchBf16(const Args& args, Activate kind, cudaStream_t stream) {
+  constexpr auto kBf16 = HopperFormat::kBf16;
+  using Wide = Config<0, 2, 1, kBf16>;
+  using Narrow = Config<0, 1, 2, kBf16>;
+  if (kind == Activate::kRelu2) {
+    using N = Numerics<Activate::kRelu2, false, kBf16>;
+    return args.hidden > 2048 ? Launch<Wide, N>(args, stream) : Launch<Narrow, N>(args, stream);
+  }
+  using N = Numerics<Activate::kSwiglu, false, kBf16>;  // with alpha 1 and beta 0 silu
+  return args.hidden > 2048 ? Launch<Wide, N>(args, stream) : Launch<Narrow, N>(args, stream);
+}
+
 /// x of this launch under the layer's one gscale, into the workspace.
 Result<void> QuantizeAhead(Args& a, std::byte* out, cudaStream_t stream) {
   QuantizeArgs q{};
@@ -448,6 +463,7 @@ Result<void> LaunchSm90MoeDecode(const Sm90MoeParams& params, cudaStream_t strea
   a.tiles2 = static_cast<uint32_t>(l2.tiles * l2.k_blocks);
   a.activation = ActivationOf(params);
   a.b2 = params.b2;
+  if (shape.weights == HopperFormat::kBf16) return decode::LaunchBf16(a, kind, stream);
   if (!fp4) return decode::LaunchFor<false>(a, kind, keeps_x, stream);
   a.a1 = params.a1_gscale;
   a.a2 = params.a2_gscale;

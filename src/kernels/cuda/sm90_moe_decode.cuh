@@ -28,7 +28,6 @@ inline constexpr int kFewRoutes = 32;  // a warp lists them by itself
 inline constexpr int kMaxExperts = 1024;
 inline constexpr int kOutFloats = 16384;
 inline constexpr int kTaskTiles = 2;  // a GEMM1 task is 32 rows: 16 features, 32 without a gate
-inline constexpr int kUnitSteps1 = kSlotBytes / (kTaskTiles * kHopperTileBytes);
 
 /// What launches leave in the workspace for the next.
 struct LaunchState {
@@ -65,8 +64,10 @@ struct Args {
 };
 
 /// What is computed between the weights: a template parameter of all that differs by it.
-template <Activate kActivate_, bool kFp4_>
+template <Activate kActivate_, bool kFp4_, HopperFormat kFormat_ = HopperFormat::kNvfp4>
 struct Numerics {
+  static constexpr HopperFormat kFormat = kFormat_;                 // of the weights
+  static constexpr bool kScaled = kFormat == HopperFormat::kNvfp4;  // by globals
   static constexpr Activate kActivate = kActivate_;
   static constexpr bool kFp4 = kFp4_;  // activations are NVFP4 in both GEMMs
   static constexpr bool kGated = IsGated(kActivate);
@@ -154,7 +155,9 @@ __device__ __forceinline__ void LoadGlobals(const Args& a, ThreadRoutes& r) {
 #pragma unroll
   for (int i = 0; i < kRoutesAThread; ++i) {
     if (static_cast<unsigned>(r.id[i]) >= static_cast<unsigned>(a.experts)) r.id[i] = -1;
-    r.global[i] = r.id[i] >= 0 ? __ldg(a.g2 + r.id[i]) : 0.0f;
+    if constexpr (N::kScaled) {
+      r.global[i] = r.id[i] >= 0 ? __ldg(a.g2 + r.id[i]) : 0.0f;
+    }
     if constexpr (N::kFp4) r.gscale[i] = r.id[i] >= 0 ? __ldg(a.a2 + r.id[i]) : 1.0f;
   }
 }
@@ -165,7 +168,7 @@ __device__ __forceinline__ void StoreFactors(const Args& a, Smem& s, const Threa
 #pragma unroll
   for (int i = 0; i < kRoutesAThread; ++i) {
     const int route = threadIdx.x + i * kThreads;
-    float global = r.global[i] * kHopperWeightScale;
+    float global = N::kScaled ? r.global[i] * kHopperWeightScale : 1.0f;
     if constexpr (N::kFp4) global *= Reciprocal(r.gscale[i]);
     if (route < a.routes) s.factor[route] = r.weight[i] * global;
   }
@@ -299,12 +302,15 @@ __device__ __forceinline__ void ListRoutes(Smem& s, const ThreadRoutes& routes) 
 
 /// A configuration: kXSteps of 64 k a warp keeps in registers during GEMM1 (0: any K, reloaded for
 /// every unit), kTiles2 tiles of a w2 row block, kSteps2 of 64 k a GEMM2 unit.
-template <int kXSteps_, int kTiles2_, int kSteps2_>
+template <int kXSteps_, int kTiles2_, int kSteps2_, HopperFormat kFormat_ = HopperFormat::kNvfp4>
 struct Config {
   static constexpr int kXSteps = kXSteps_, kTiles2 = kTiles2_, kSteps2 = kSteps2_;
+  static constexpr HopperFormat kFormat = kFormat_;
+  static constexpr int kTileBytes = HopperTileBytes(kFormat);
+  static constexpr int kUnitSteps1 = kSlotBytes / (kTaskTiles * kTileBytes);  // of 64 k
   static constexpr bool kAnyShape = kXSteps == 0;  // K of either GEMM need not be whole units
   static constexpr int kRows2 = kTiles2 * kHopperTileRows;
-  static constexpr int kStepBytes2 = kTiles2 * kHopperTileBytes;
+  static constexpr int kStepBytes2 = kTiles2 * kTileBytes;
   static_assert(kSteps2 * kStepBytes2 <= kSlotBytes);
 };
 
@@ -345,11 +351,11 @@ __device__ __forceinline__ Work Divide(const Args& a, const Place& p, int items,
   if constexpr (C::kAnyShape) {
     w.step1 = p.k_part * a.steps1 / kGroupWarps;
     w.steps1 = (p.k_part + 1) * a.steps1 / kGroupWarps - w.step1;
-    w.units1 = (w.steps1 + kUnitSteps1 - 1) / kUnitSteps1;
+    w.units1 = (w.steps1 + C::kUnitSteps1 - 1) / C::kUnitSteps1;
   } else {
     w.step1 = p.k_part * C::kXSteps;
     w.steps1 = C::kXSteps;
-    w.units1 = C::kXSteps / kUnitSteps1;
+    w.units1 = C::kXSteps / C::kUnitSteps1;
   }
   const int units = (a.steps2 + C::kSteps2 - 1) / C::kSteps2;
   w.split_k =
@@ -417,12 +423,12 @@ class WeightStream {
     uint32_t bytes;
     if (issued_ < end1_) {
       const int expert = s_.item[w_.first_listed + task1_item_] & 0xFFF;
-      const int step = unit1_ * kUnitSteps1;
+      const int step = unit1_ * C::kUnitSteps1;
       const uint32_t tile =
           expert * a_.tiles13 + (task1_ * a_.steps1 + w_.step1 + step) * kTaskTiles;
-      from = a_.w13 + static_cast<uint64_t>(tile) * kHopperTileBytes;
-      const int steps = C::kAnyShape ? min(kUnitSteps1, w_.steps1 - step) : kUnitSteps1;
-      bytes = steps * kTaskTiles * kHopperTileBytes;
+      from = a_.w13 + static_cast<uint64_t>(tile) * C::kTileBytes;
+      const int steps = C::kAnyShape ? min(C::kUnitSteps1, w_.steps1 - step) : C::kUnitSteps1;
+      bytes = steps * kTaskTiles * C::kTileBytes;
       if (++unit1_ == w_.units1) {
         unit1_ = 0;
         task1_ += kGroups;
@@ -435,7 +441,7 @@ class WeightStream {
       const int expert = s_.item[w_.first_listed + item2_] & 0xFFF;
       const int step = (w_.unit2 + unit2_) * C::kSteps2;
       const uint32_t tile = expert * a_.tiles2 + (block2_ * a_.steps2 + step) * C::kTiles2;
-      from = a_.w2 + static_cast<uint64_t>(tile) * kHopperTileBytes;
+      from = a_.w2 + static_cast<uint64_t>(tile) * C::kTileBytes;
       const int steps = C::kAnyShape ? min(C::kSteps2, a_.steps2 - step) : C::kSteps2;
       bytes = steps * C::kStepBytes2;
       if (++unit2_ == w_.units2) {
@@ -469,11 +475,21 @@ class WeightStream {
   uint32_t parity_ = 0;
 };
 
-/// Multiplies one tile, 64 k, with the activations b of eight routes. `rows`: of its scales, for the
-/// rows that b is meant for: the others add zero.
+/// Multiplies one tile, 64 k, with the activations b of eight routes. `rows`: of NVFP4's scales, for
+/// the rows that b is meant for: the others add zero.
+template <HopperFormat kFormat>
 __device__ __forceinline__ void MultiplyTile(const uint8_t* tile, int lane, const uint32_t (&b)[8],
                                              float (&acc)[4], uint32_t rows = 0xFFFFu) {
   const uint4 w = reinterpret_cast<const uint4*>(tile)[lane];
+  if constexpr (kFormat == HopperFormat::kBf16) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const uint4 v = j == 0 ? w : reinterpret_cast<const uint4*>(tile)[32 * j + lane];
+      const uint32_t fragment[4] = {v.x, v.y, v.z, v.w};
+      MmaBf16(acc, fragment, b[2 * j], b[2 * j + 1]);
+    }
+    return;
+  }
   ScalePair scale =
       ExpandScales(reinterpret_cast<const uint16_t*>(tile + kHopperTileCodeBytes)[lane]);
   if (!(rows & 0xFFu)) scale.low = 0;

@@ -20,7 +20,7 @@ __device__ __forceinline__ void CopyWord(void* to, const void* from) {
 /// would have to wait for it.
 template <class N>
 struct ItemScales {
-  static constexpr int kCount = N::kFp4 ? 5 : 2;
+  static constexpr int kCount = N::kFp4 ? 5 : N::kScaled ? 2 : 0;
   static __device__ __forceinline__ void Ask(const Args& a, Smem& s, const Place& p, const Work& w,
                                              int item) {
     if (item >= w.items || p.lane >= kCount) return;
@@ -38,6 +38,10 @@ struct ItemScales {
     asm volatile("cp.async.wait_all;" ::: "memory");
     __syncwarp();
     const float* v = s.scales[p.warp];
+    if constexpr (!N::kScaled) {
+      gate = up = 1;
+      return;
+    }
     gate = v[0] * kHopperWeightScale, up = v[1] * kHopperWeightScale;
     if constexpr (N::kFp4) gate *= Reciprocal(v[2]), up *= Reciprocal(v[3]), h = GscaleOf(v[4]);
     __syncwarp();  // the next may be asked for
@@ -224,12 +228,12 @@ __device__ __forceinline__ void LoadQuantized(const Args& a, const Smem& s, cons
 }
 
 /// Any shape: the activations of one unit, quantized for `shard` unless they come so.
-template <class N>
+template <class N, int kUnit>
 __device__ __forceinline__ void LoadUnit(const Args& a, const Place& p, int expert, int shard,
                                          const __nv_bfloat16* row, int step, int steps,
-                                         uint32_t (&x)[kUnitSteps1][8]) {
+                                         uint32_t (&x)[kUnit][8]) {
 #pragma unroll
-  for (int k = 0; k < kUnitSteps1; ++k) {
+  for (int k = 0; k < kUnit; ++k) {
     const int at = (step + k) * 64 + 16 * p.t;
     const uint4* from = reinterpret_cast<const uint4*>(row + at);
     const bool inside = k < steps && at < a.hidden;
@@ -240,14 +244,14 @@ __device__ __forceinline__ void LoadUnit(const Args& a, const Place& p, int expe
     if (a.x_passes == 0) return;
     const Gscale g = GscaleOf(__ldg(a.a1 + expert * a.a1_step + shard));
 #pragma unroll
-    for (int k = 0; k < kUnitSteps1; ++k) QuantizeBlock(x[k], g);
+    for (int k = 0; k < kUnit; ++k) QuantizeBlock(x[k], g);
   }
 }
 
 template <class C, class N>
 __device__ __forceinline__ void Gemm1(const Args& a, Smem& s, const Place& p, const Work& w,
                                       WeightStream<C>& stream) {
-  constexpr int kSteps = C::kAnyShape ? kUnitSteps1 : C::kXSteps;
+  constexpr int kUnit = C::kUnitSteps1, kSteps = C::kAnyShape ? kUnit : C::kXSteps;
   uint32_t x[kSteps][8];
   int item = w.first_task_item, task = w.first_task - item * a.tasks, item_in_x = -1;
   // Warp j of the group finishes tasks j, j + 8, …, each one task late: its partial sums have come.
@@ -272,25 +276,26 @@ __device__ __forceinline__ void Gemm1(const Args& a, Smem& s, const Place& p, co
         }
       }
       float acc[kTaskTiles][4] = {};
-      constexpr int kUnroll = C::kAnyShape ? 1 : C::kXSteps / kUnitSteps1;
+      constexpr int kUnroll = C::kAnyShape ? 1 : C::kXSteps / kUnit;
       const int units = C::kAnyShape ? w.units1 : kUnroll;
 #pragma unroll kUnroll
       for (int u = 0; u < units; ++u) {
-        int steps = kUnitSteps1;
+        int steps = kUnit;
         if constexpr (C::kAnyShape) {
-          steps = min(kUnitSteps1, w.steps1 - u * kUnitSteps1);
-          LoadUnit<N>(a, p, expert, 0, row, w.step1 + u * kUnitSteps1, steps, x);
+          steps = min(kUnit, w.steps1 - u * kUnit);
+          LoadUnit<N>(a, p, expert, 0, row, w.step1 + u * kUnit, steps, x);
         }
         const uint8_t* unit = stream.Wait();
         if (i == 0 && u == 0) stream.Fill(true);
         const auto multiply = [&](uint32_t rows) {
 #pragma unroll
-          for (int k = 0; k < kUnitSteps1; ++k) {
+          for (int k = 0; k < kUnit; ++k) {
             if (C::kAnyShape && k >= steps) break;
-            const uint32_t(&b)[8] = x[C::kAnyShape ? k : u * kUnitSteps1 + k];
+            const uint32_t(&b)[8] = x[C::kAnyShape ? k : u * kUnit + k];
 #pragma unroll
             for (int r = 0; r < kTaskTiles; ++r) {
-              MultiplyTile(unit + (k * kTaskTiles + r) * kHopperTileBytes, p.lane, b, acc[r], rows);
+              MultiplyTile<C::kFormat>(unit + (k * kTaskTiles + r) * C::kTileBytes, p.lane, b,
+                                       acc[r], rows);
             }
           }
         };
@@ -298,7 +303,7 @@ __device__ __forceinline__ void Gemm1(const Args& a, Smem& s, const Place& p, co
           const bool twice = a.x_passes == 2;
           multiply(twice ? 0x00FFu : 0xFFFFu);
           if (twice) {
-            LoadUnit<N>(a, p, expert, 1, row, w.step1 + u * kUnitSteps1, steps, x);
+            LoadUnit<N>(a, p, expert, 1, row, w.step1 + u * kUnit, steps, x);
             multiply(0xFF00u);
           }
         } else {

@@ -1,4 +1,5 @@
-// sm90_nvfp4_{bf16,nvfp4}_experts_prefill: all routed experts of a layer for many tokens.
+// sm90_nvfp4_{bf16,nvfp4}_experts_prefill, sm90_bf16_bf16_experts_prefill: all routed experts of a layer
+// for many tokens.
 //
 // Six kernels, each launched while the one before still runs (programmatic dependent launch):
 //   Count    routes by expert
@@ -311,10 +312,10 @@ Workspace Layout(const Sm90MoeShape& shape, int tokens) {
   return ws;
 }
 
-/// A map of one layer's packed matrix whose boxes are 256 rows of one k block. Rows past the last
-/// block read as zeros.
+/// A map of one layer's packed matrix whose boxes are 256 rows of one k block, or, where that has more
+/// than 256 elements of 8 bytes, a tile of each row block. Rows past the last block read as zeros.
 Result<void> MapWeights(GemmArgs& a, const uint8_t* weights, const HopperLayout& layout,
-                        int experts) {
+                        HopperFormat format, int experts) {
   static const auto encode = []() -> decltype(&cuTensorMapEncodeTiled) {
     void* f = nullptr;
     cudaDriverEntryPointQueryResult found{};
@@ -325,14 +326,14 @@ Result<void> MapWeights(GemmArgs& a, const uint8_t* weights, const HopperLayout&
     }
     return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(f);
   }();
-  const auto step_bytes = static_cast<cuuint64_t>(layout.tiles_per_block) * kHopperTileBytes;
+  const auto step_bytes = static_cast<cuuint64_t>(layout.tiles_per_block) * HopperTileBytes(format);
   const auto blocks = static_cast<cuuint64_t>(layout.tiles / layout.tiles_per_block);
   const cuuint64_t row = layout.k_blocks * step_bytes;
   const cuuint64_t sizes[3] = {row / 8, blocks, static_cast<cuuint64_t>(experts)};
   const cuuint64_t strides[2] = {row, row * blocks};
   a.bytes_a_step = static_cast<int>(step_bytes / 8);
   a.blocks_a_tile = 16 / layout.tiles_per_block;
-  const cuuint32_t box[3] = {static_cast<cuuint32_t>(step_bytes / 8),
+  const cuuint32_t box[3] = {std::min(static_cast<cuuint32_t>(step_bytes / 8), 256u),
                              static_cast<cuuint32_t>(a.blocks_a_tile), 1};
   const cuuint32_t steps[3] = {1, 1, 1};
   if (encode == nullptr ||
@@ -416,7 +417,7 @@ Result<void> LaunchScatter(const Call& c) {
 Result<void> LaunchGemms(const Call& c) {
   const Sm90MoeParams& p = c.params;
   GemmArgs gemm{};
-  NIBBLE_CHECK_OK(MapWeights(gemm, p.w13, c.l13, p.shape.experts));
+  NIBBLE_CHECK_OK(MapWeights(gemm, p.w13, c.l13, p.shape.weights, p.shape.experts));
   gemm.globals = p.g1;
   gemm.gscales = p.a1_gscale;
   gemm.h_gscales = p.a2_gscale;
@@ -433,7 +434,7 @@ Result<void> LaunchGemms(const Call& c) {
   gemm.rows = c.ws.row_count;
   NIBBLE_CHECK_OK(LaunchGemm1(c.kind, gemm, c.blocks, c.stream));
 
-  NIBBLE_CHECK_OK(MapWeights(gemm, p.w2, c.l2, p.shape.experts));
+  NIBBLE_CHECK_OK(MapWeights(gemm, p.w2, c.l2, p.shape.weights, p.shape.experts));
   gemm.globals = p.g2;
   gemm.gscales = p.a2_gscale;
   gemm.x = c.At<uint8_t>(c.ws.h);
@@ -468,10 +469,12 @@ GemmKind KindOf(const Sm90MoeParams& p, const HopperLayout& l13, const HopperLay
   const int64_t routes = static_cast<int64_t>(p.tokens) * p.shape.top_k;
   GemmKind kind{};
   kind.activate = ActivateOf(p);
+  kind.weights = p.shape.weights;
   kind.fp4 = p.shape.precision != Sm90Precision::kBf16;
   kind.split = p.shape.precision == Sm90Precision::kFp4Shard && p.shape.gated();
   const bool narrow = routes <= MaxN(TileShape::kNarrow) * static_cast<int64_t>(p.shape.experts) &&
-                      l13.k_blocks % 2 == 0 && l2.k_blocks % 2 == 0 && !kind.split;
+                      l13.k_blocks % 2 == 0 && l2.k_blocks % 2 == 0 && !kind.split &&
+                      kind.weights == HopperFormat::kNvfp4;
   kind.shape = narrow ? TileShape::kNarrow : TileShape::kWide;
   return kind;
 }

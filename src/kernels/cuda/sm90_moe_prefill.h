@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/sm90_activation.cuh"
+#include "layout/hopper_tile.h"
 #include "nibble/error.h"
 
 // What the parts of sm90_nvfp4_{bf16,nvfp4}_experts_prefill share: plain data and the launch of its
@@ -53,6 +54,7 @@ struct GemmKind {
   Activate activate;  // GEMM1
   bool fp4;           // x is NVFP4, and GEMM1's h is to be
   bool split;         // gate and up have an x each: the first and the second half of the steps
+  HopperFormat weights;
 };
 
 Result<void> LaunchGemm1(GemmKind kind, const GemmArgs& args, int blocks, cudaStream_t stream);

@@ -1,4 +1,4 @@
-// The grouped GEMMs of sm90_nvfp4_{bf16,nvfp4}_experts_prefill.
+// The grouped GEMMs of sm90_nvfp4_{bf16,nvfp4}_experts_prefill and sm90_bf16_bf16_experts_prefill.
 //
 // The problem is transposed: D[weight rows, tokens] = W x^T. W is the register operand of wgmma,
 // dequantized on the way from shared memory; x is the shared-memory operand. A block computes 256
@@ -25,15 +25,36 @@ struct PackedTile {
   uint4 words;
   uint32_t scales;
 };
-__device__ __forceinline__ PackedTile LoadTile(uint32_t weights, int tile, int lane) {
-  const uint32_t from = weights + tile * kHopperTileBytes;
-  return {LoadShared16(from + 16 * lane), LoadShared2(from + kHopperTileCodeBytes + 2 * lane)};
+/// A BF16 tile is its fragments: they stay where they are until they are multiplied.
+struct PlainTile {
+  uint32_t from;
+};
+template <class K>
+__device__ __forceinline__ auto LoadTile(const GemmArgs& a, uint32_t weights, int tile, int lane) {
+  if constexpr (K::kFormat == HopperFormat::kBf16) {
+    // A row block's two tiles come as two copies, see CopyWeights.
+    const int at = a.blocks_a_tile == 16 ? tile : tile % 2 * 8 + tile / 2;
+    return PlainTile{weights + at * HopperTileBytes(K::kFormat) + 16 * lane};
+  } else {
+    const uint32_t from = weights + tile * kHopperTileBytes;
+    return PackedTile{LoadShared16(from + 16 * lane),
+                      LoadShared2(from + kHopperTileCodeBytes + 2 * lane)};
+  }
 }
 
 /// The a operands of a tile's four k16 steps.
 struct Fragments {
   uint32_t a[4][4];
 };
+template <bool kSplit>
+__device__ __forceinline__ void Expand(const PlainTile& tile, Fragments& f, bool) {
+  static_assert(!kSplit);
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const uint4 v = LoadShared16(tile.from + 512 * j);
+    f.a[j][0] = v.x, f.a[j][1] = v.y, f.a[j][2] = v.z, f.a[j][3] = v.w;
+  }
+}
 /// kSplit: x is gate's in the first half of the steps, up's in the second; the other rows add zero.
 template <bool kSplit>
 __device__ __forceinline__ void Expand(const PackedTile& tile, Fragments& f, bool second_half) {
@@ -65,13 +86,13 @@ __device__ __forceinline__ void Multiply(float (&acc)[N / 2], const Fragments& f
 /// every stage keeps the accumulators out of flight across the loop's edge; with groups in flight
 /// there, ptxas serialises every wgmma of the kernel (C7512).
 template <class C, class K, int N>
-__device__ __forceinline__ void Accumulate2(const Addresses<C>& s, const Consumer<C, K>& c,
-                                            int steps, Ring<C::kStages>& ring,
-                                            float (&acc)[2][N / 2]) {
+__device__ __forceinline__ void Accumulate2(const GemmArgs& a, const Addresses<C>& s,
+                                            const Consumer<C, K>& c, int steps,
+                                            Ring<C::kStages>& ring, float (&acc)[2][N / 2]) {
   Fragments f0, f1;
   BarrierWait(s.full + 8 * ring.at, ring.parity);
-  PackedTile w0 = LoadTile(s.weights + ring.at * kWeightBytes, c.tile(0), c.lane);
-  PackedTile w1 = LoadTile(s.weights + ring.at * kWeightBytes, c.tile(1), c.lane);
+  auto w0 = LoadTile<K>(a, s.weights + ring.at * C::kWeightBytes, c.tile(0), c.lane);
+  auto w1 = LoadTile<K>(a, s.weights + ring.at * C::kWeightBytes, c.tile(1), c.lane);
   Expand<K::kSplit>(w0, f0, false);
 #pragma unroll 1
   for (int step = 0; step < steps; ++step) {
@@ -83,8 +104,8 @@ __device__ __forceinline__ void Accumulate2(const Addresses<C>& s, const Consume
     ring.Advance();
     if (step + 1 < steps) {
       BarrierWait(s.full + 8 * ring.at, ring.parity);
-      w0 = LoadTile(s.weights + ring.at * kWeightBytes, c.tile(0), c.lane);
-      w1 = LoadTile(s.weights + ring.at * kWeightBytes, c.tile(1), c.lane);
+      w0 = LoadTile<K>(a, s.weights + ring.at * C::kWeightBytes, c.tile(0), c.lane);
+      w1 = LoadTile<K>(a, s.weights + ring.at * C::kWeightBytes, c.tile(1), c.lane);
       WgmmaWait<1>();
       Expand<K::kSplit>(w0, f0, 2 * step + 2 >= steps);
     }
@@ -95,14 +116,14 @@ __device__ __forceinline__ void Accumulate2(const Addresses<C>& s, const Consume
 
 /// One m64 tile a warpgroup: two stages a turn, steps is even.
 template <class C, class K, int N>
-__device__ __forceinline__ void Accumulate1(const Addresses<C>& s, const Consumer<C, K>& c,
-                                            int steps, Ring<C::kStages>& ring,
-                                            float (&acc)[1][N / 2]) {
+__device__ __forceinline__ void Accumulate1(const GemmArgs& a, const Addresses<C>& s,
+                                            const Consumer<C, K>& c, int steps,
+                                            Ring<C::kStages>& ring, float (&acc)[1][N / 2]) {
   static_assert(!K::kSplit);
   Fragments f0, f1;
   const auto load = [&] {
     BarrierWait(s.full + 8 * ring.at, ring.parity);
-    return LoadTile(s.weights + ring.at * kWeightBytes, c.tile(0), c.lane);
+    return LoadTile<K>(a, s.weights + ring.at * C::kWeightBytes, c.tile(0), c.lane);
   };
   Expand<false>(load(), f0, false);
 #pragma unroll 1
@@ -132,9 +153,9 @@ __device__ __forceinline__ void RunTile(const GemmArgs& a, const Addresses<C>& s
     for (int i = 0; i < N / 2; ++i) acc[m][i] = 0.0f;
   }
   if constexpr (C::kM == 2) {
-    Accumulate2<C, K, N>(s, c, a.steps, ring, acc);
+    Accumulate2<C, K, N>(a, s, c, a.steps, ring, acc);
   } else {
-    Accumulate1<C, K, N>(s, c, a.steps, ring, acc);
+    Accumulate1<C, K, N>(a, s, c, a.steps, ring, acc);
   }
   if constexpr (K::kFirst) {
     StoreHidden<C, K, N>(a, s, tile, c, acc, turn);
@@ -201,8 +222,15 @@ template <class C, class K>
 __device__ __forceinline__ void CopyWeights(const GemmArgs& a, const Addresses<C>& s,
                                             const Tile& tile, int step, uint32_t stage) {
   if (K::kSplit && step >= a.weight_steps) step -= a.weight_steps;
-  TensorCopy3(s.weights + stage * kWeightBytes, &a.weights, step * a.bytes_a_step,
-              tile.row_tile * a.blocks_a_tile, tile.tokens.expert, s.full + 8 * stage);
+  const uint32_t to = s.weights + stage * C::kWeightBytes;
+  TensorCopy3(to, &a.weights, step * a.bytes_a_step, tile.row_tile * a.blocks_a_tile,
+              tile.tokens.expert, s.full + 8 * stage);
+  if constexpr (K::kFormat == HopperFormat::kBf16) {
+    // A box has at most 256 elements a side: one tile of a row block's k block.
+    if (a.blocks_a_tile == 16) return;
+    TensorCopy3(to + C::kWeightBytes / 2, &a.weights, step * a.bytes_a_step + 256,
+                tile.row_tile * a.blocks_a_tile, tile.tokens.expert, s.full + 8 * stage);
+  }
 }
 
 /// Weights, x and the hand-out of tiles: one thread. Weights and tiles do not depend on the kernel
@@ -217,7 +245,7 @@ __device__ __forceinline__ void Produce(const GemmArgs& a, const Addresses<C>& s
   if (tile.row_tile >= 0) {
     filled = min(C::kStages, a.steps);
     for (int step = 0; step < filled; ++step) {
-      BarrierArriveExpect(s.full + 8 * step, kWeightBytes + tile.tokens.n * 128);
+      BarrierArriveExpect(s.full + 8 * step, C::kWeightBytes + tile.tokens.n * 128);
       CopyWeights<C, K>(a, s, tile, step, step);
     }
   }
@@ -234,7 +262,7 @@ __device__ __forceinline__ void Produce(const GemmArgs& a, const Addresses<C>& s
       const uint32_t full = s.full + 8 * ring.at;
       if (step >= filled) {
         BarrierWait(s.empty + 8 * ring.at, ring.parity ^ 1);
-        BarrierArriveExpect(full, kWeightBytes + x_bytes);
+        BarrierArriveExpect(full, C::kWeightBytes + x_bytes);
         CopyWeights<C, K>(a, s, tile, step, ring.at);
       }
       BulkCopy(s.x + ring.at * C::kXBytes, x + static_cast<size_t>(step) * a.rows * 128, x_bytes,
@@ -247,9 +275,9 @@ __device__ __forceinline__ void Produce(const GemmArgs& a, const Addresses<C>& s
 }
 
 template <TileShape kShape, class K>
-__global__ void __launch_bounds__(Config<kShape>::kThreads, 1)
+__global__ void __launch_bounds__(Config<kShape, K::kFormat>::kThreads, 1)
     MoeGemm(const __grid_constant__ GemmArgs a) {
-  using C = Config<kShape>;
+  using C = Config<kShape, K::kFormat>;
   extern __shared__ uint8_t raw[];
   const Addresses<C> s(raw);
   const int group = threadIdx.x / 128, thread = threadIdx.x % 128;
@@ -284,7 +312,7 @@ __global__ void __launch_bounds__(Config<kShape>::kThreads, 1)
 
 template <TileShape kShape, class K>
 Result<void> Launch(const GemmArgs& args, int blocks, cudaStream_t stream) {
-  using C = Config<kShape>;
+  using C = Config<kShape, K::kFormat>;
   NIBBLE_CUDA_TRY(cudaFuncSetAttribute(MoeGemm<kShape, K>,
                                        cudaFuncAttributeMaxDynamicSharedMemorySize, C::kSmemBytes));
   return LaunchDependent(MoeGemm<kShape, K>, dim3(blocks), C::kThreads, args, stream,
@@ -312,13 +340,22 @@ Result<void> LaunchActivate(GemmKind kind, const GemmArgs& args, int blocks, cud
   return LaunchShape<Kind<true, Activate::kRelu2, kFp4, false>>(kind.shape, args, blocks, stream);
 }
 
+constexpr auto kWide = TileShape::kWide;
+constexpr auto kBf16 = HopperFormat::kBf16;
+
 }  // namespace
 
 Result<void> LaunchGemm1(GemmKind kind, const GemmArgs& args, int blocks, cudaStream_t stream) {
+  if (kind.weights == kBf16) {                                         // and the wide shape
+    using Gated = Kind<true, Activate::kSwiglu, false, false, kBf16>;  // with alpha 1, beta 0 silu
+    using Ungated = Kind<true, Activate::kRelu2, false, false, kBf16>;
+    return IsGated(kind.activate) ? Launch<kWide, Gated>(args, blocks, stream)
+                                  : Launch<kWide, Ungated>(args, blocks, stream);
+  }
   if (kind.split) {
     // Whoever splits has chosen W4A4, a gate and the wide shape.
     using K = Kind<true, Activate::kSwiglu, true, true>;  // with alpha 1 and beta 0 silu
-    return Launch<TileShape::kWide, K>(args, blocks, stream);
+    return Launch<kWide, K>(args, blocks, stream);
   }
   return kind.fp4 ? LaunchActivate<true>(kind, args, blocks, stream)
                   : LaunchActivate<false>(kind, args, blocks, stream);
@@ -326,6 +363,9 @@ Result<void> LaunchGemm1(GemmKind kind, const GemmArgs& args, int blocks, cudaSt
 
 Result<void> LaunchGemm2(GemmKind kind, const GemmArgs& args, int blocks, cudaStream_t stream) {
   using Activate::kSilu;  // none
+  if (kind.weights == kBf16) {
+    return Launch<kWide, Kind<false, kSilu, false, false, kBf16>>(args, blocks, stream);
+  }
   return kind.fp4 ? LaunchShape<Kind<false, kSilu, true, false>>(kind.shape, args, blocks, stream)
                   : LaunchShape<Kind<false, kSilu, false, false>>(kind.shape, args, blocks, stream);
 }

@@ -11,14 +11,17 @@
 namespace nibble::cuda::prefill {
 
 inline constexpr int kTileRows = 256;
-inline constexpr uint32_t kWeightBytes = kTileRows / kHopperTileRows * kHopperTileBytes;
 inline constexpr int kSlots = 4;  // of the ring that tells tiles to the warps
 
-template <TileShape kShape>
+template <TileShape kShape, HopperFormat kFormat_ = HopperFormat::kNvfp4>
 struct Config {
+  static constexpr HopperFormat kFormat = kFormat_;  // of the weights
+  static constexpr uint32_t kWeightBytes = kTileRows / kHopperTileRows * HopperTileBytes(kFormat);
   static constexpr int kWarpgroups = kShape == TileShape::kWide ? 2 : 4;  // that compute
   static constexpr int kM = 4 / kWarpgroups;                              // m64 tiles a warpgroup
-  static constexpr int kStages = kShape == TileShape::kWide ? 7 : 11;
+  static constexpr int kStages = kFormat == HopperFormat::kBf16 ? 4
+                                 : kShape == TileShape::kWide   ? 7
+                                                                : 11;
   static constexpr int kThreads = (kWarpgroups + 1) * 128;
   static constexpr uint32_t kXBytes = MaxN(kShape) * 128;
   static constexpr uint32_t kStageBytes = kXBytes + kWeightBytes;
@@ -26,6 +29,7 @@ struct Config {
   static constexpr uint32_t kExchangeBytes = 2 * 4 * kWarpgroups * MaxN(kShape) * 4;
   static constexpr uint32_t kSmemBytes =
       kStages * kStageBytes + 512 + kExchangeBytes + 1024;  // 512: barriers; 1024: alignment
+  static_assert(kSmemBytes <= 232448, "the shared memory of a Hopper block");
 };
 
 __device__ __forceinline__ uint4 LoadShared16(uint32_t address) {
@@ -62,7 +66,7 @@ struct Addresses {
   __device__ explicit Addresses(const uint8_t* raw) {
     x = (SharedAddress(raw) + 1023) & ~1023u;  // the swizzle's period
     weights = x + C::kStages * C::kXBytes;
-    full = weights + C::kStages * kWeightBytes;
+    full = weights + C::kStages * C::kWeightBytes;
     empty = full + 8 * C::kStages;
     slot_full = empty + 8 * C::kStages;
     slot_empty = slot_full + 8 * kSlots;
@@ -83,9 +87,11 @@ struct Ring {
 };
 
 /// What a GEMM's instantiation knows.
-template <bool kFirst_, Activate kActivate_, bool kFp4_, bool kSplit_>
+template <bool kFirst_, Activate kActivate_, bool kFp4_, bool kSplit_,
+          HopperFormat kFormat_ = HopperFormat::kNvfp4>
 struct Kind {
-  static constexpr bool kFirst = kFirst_;  // GEMM1
+  static constexpr HopperFormat kFormat = kFormat_;  // of the weights
+  static constexpr bool kFirst = kFirst_;            // GEMM1
   static constexpr Activate kActivate = kActivate_;
   static constexpr bool kGated = IsGated(kActivate);
   static constexpr bool kFp4 = kFp4_;

@@ -17,6 +17,10 @@ struct HiddenScales {
   __device__ HiddenScales(const GemmArgs& a, int expert) {
     constexpr int kShards = K::kGated ? 2 : 1;
     const int last = (expert + 1) * kShards - 1;
+    if constexpr (K::kFormat == HopperFormat::kBf16) {
+      up = gate = 1;
+      return;
+    }
     up = __ldg(a.globals + last) * kHopperWeightScale;
     if constexpr (K::kGated) gate = __ldg(a.globals + last - 1) * kHopperWeightScale;
     if constexpr (K::kFp4) {
@@ -190,7 +194,10 @@ __device__ __forceinline__ void StoreOutput(const GemmArgs& a, const Tile& tile,
                                             const Consumer<C, K>& c, float (&acc)[C::kM][N / 2]) {
   const int t = c.lane % 4, q = c.lane / 4;
   const int column = (tile.row_tile * 2 + c.block()) * 128 + c.warp * 32 + 8 * t;
-  float global = __ldg(a.globals + tile.tokens.expert) * kHopperWeightScale;
+  float global = 1;
+  if constexpr (K::kFormat == HopperFormat::kNvfp4) {
+    global = __ldg(a.globals + tile.tokens.expert) * kHopperWeightScale;
+  }
   if constexpr (K::kFp4) global *= Reciprocal(__ldg(a.gscales + tile.tokens.expert));
   uint8_t* to =
       a.out + (static_cast<size_t>(tile.tokens.first_row + q) * a.out_columns + column) * 2;

@@ -67,25 +67,62 @@ __global__ void __launch_bounds__(kThreads) Pack(const __grid_constant__ Args a)
   }
 }
 
+/// Eight BF16 numbers of a row; zeros outside.
+__device__ __forceinline__ uint4 LoadEight(const Sm90PackSource& m, int expert, int64_t row, int k,
+                                           const Args& a) {
+  if (row >= a.rows || k >= a.k) return make_uint4(0, 0, 0, 0);
+  const int64_t at = row * m.row_step * a.k + k;
+  return __ldg(reinterpret_cast<const uint4*>(m.codes + expert * m.codes_stride + 2 * at));
+}
+
+/// A warp packs one tile of BF16 weights, which are the fragments of the mma.
+template <Matrix kMatrix>
+__global__ void __launch_bounds__(kThreads) PackBf16(const __grid_constant__ Args a) {
+  const int64_t at = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / 32;
+  const int64_t tile = at / a.layout.k_blocks, k_block = at % a.layout.k_blocks;
+  const int lane = threadIdx.x % 32, g = lane / 4, expert = blockIdx.y;
+  if (tile >= a.layout.tiles) return;
+  constexpr auto kBf16 = HopperFormat::kBf16;
+  const int64_t low_row = RowOf<kMatrix>(tile, 0, g), high_row = RowOf<kMatrix>(tile, 1, g);
+  const int k = static_cast<int>(k_block) * kHopperTileK + lane % 4 * 16;
+  uint8_t* to = a.out + expert * a.layout.bytes(kBf16) + a.layout.OffsetOf(tile, k_block, kBf16);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const uint4 low = LoadEight(a.low, expert, low_row, k + 8 * half, a);
+    const uint4 high = LoadEight(a.high, expert, high_row, k + 8 * half, a);
+    auto* words = reinterpret_cast<uint4*>(to + 1024 * half);
+    words[lane] = make_uint4(low.x, high.x, low.y, high.y);
+    words[32 + lane] = make_uint4(low.z, high.z, low.w, high.w);
+  }
+}
+
 template <Matrix kMatrix>
 Result<void> Launch(const Args& a, int experts, cudaStream_t stream) {
-  const auto aligned = [](const Sm90PackSource& m) {
-    return m.codes != nullptr && m.scales != nullptr &&
-           (reinterpret_cast<uintptr_t>(m.codes) | m.codes_stride) % 8 == 0 && m.row_step >= 1;
+  const bool bf16 = a.low.scales == nullptr;
+  const auto aligned = [bf16](const Sm90PackSource& m) {
+    return m.codes != nullptr && (m.scales == nullptr) == bf16 &&
+           (reinterpret_cast<uintptr_t>(m.codes) | m.codes_stride) % (bf16 ? 16 : 8) == 0 &&
+           m.row_step >= 1;
   };
   if (experts < 1 || experts > 65535 || a.rows < 16 || a.k < 16 || a.rows % 16 != 0 ||
       a.k % 16 != 0 || !aligned(a.low) || !aligned(a.high) ||
       reinterpret_cast<uintptr_t>(a.out) % 128 != 0) {
-    return Error{ErrorCode::kInvalidArgument,
-                 "packing for sm_90: expected H and I multiples of 16, canonical codes 8-byte and "
-                 "the output 128-byte aligned",
-                 {},
-                 {}};
+    return Error{
+        ErrorCode::kInvalidArgument,
+        "packing for sm_90: expected H and I multiples of 16, canonical codes 8-byte, BF16 "
+        "16-byte and the output 128-byte aligned",
+        {},
+        {}};
   }
-  const int64_t strips = (a.layout.k_blocks + kStepsAWarp - 1) / kStepsAWarp;
+  const int64_t strips =
+      bf16 ? a.layout.k_blocks : (a.layout.k_blocks + kStepsAWarp - 1) / kStepsAWarp;
   const int64_t threads = a.layout.tiles * strips * 32;
   const dim3 grid(static_cast<unsigned>((threads + kThreads - 1) / kThreads), experts);
-  Pack<kMatrix><<<grid, kThreads, 0, stream>>>(a);
+  if (bf16) {
+    PackBf16<kMatrix><<<grid, kThreads, 0, stream>>>(a);
+  } else {
+    Pack<kMatrix><<<grid, kThreads, 0, stream>>>(a);
+  }
   NIBBLE_CUDA_TRY(cudaGetLastError());
   return {};
 }

@@ -8,16 +8,15 @@
 #include "layout/hopper_tile.h"
 #include "nibble/error.h"
 
-// Canonical NVFP4 experts to Hopper tiles (layout/hopper_tile.h) on the GPU, at memory speed. The
-// canonical bytes need be on the device only for the experts of one call: a loader copies a few
+// Canonical experts to Hopper tiles (layout/hopper_tile.h) on the GPU, at memory speed. The canonical bytes need be on the device only for the experts of one call: a loader copies a few
 // experts at a time into a staging buffer, packs them to their place, and reuses the buffer.
 
 namespace nibble::cuda {
 
-/// Canonical matrices [n, k] of consecutive experts on the device, 8-byte aligned.
+/// Canonical matrices [n, k] of consecutive experts on the device, 8-byte aligned, BF16 16-byte.
 struct Sm90PackSource {
-  const uint8_t* codes = nullptr;   // [n, k/2], low nibble first
-  const uint8_t* scales = nullptr;  // [n, k/16] e4m3
+  const uint8_t* codes = nullptr;   // [n, k/2], low nibble first; or BF16 [n, k]
+  const uint8_t* scales = nullptr;  // [n, k/16] e4m3; null: the weights are BF16
   size_t codes_stride = 0;          // bytes from one expert to the next
   size_t scales_stride = 0;
   int row_step = 1;  // rows from one to the next: 2 where gate and up alternate (swigluoai), each
