@@ -63,6 +63,8 @@ def self_test():
 
 if sys.argv[1:] == ["--self-test"]:
     self_test()
+elif len(sys.argv) != 2:
+    sys.exit("usage: check_layers.py SRC | --self-test")
 else:
     found, files = check(pathlib.Path(sys.argv[1]))
     print("\n".join(found) or f"{files} files in order")

@@ -115,9 +115,9 @@ else
   skip "aarch64: tests under qemu" "this is no x86-64"
 fi
 if nvcc=$(find_nvcc); then
-  stage "cuda: all of it compiles for sm_90a" cuda
+  stage "cuda: all of it compiles (sm_80, sm_90a, sm_120)" cuda
 else
-  skip "cuda: all of it compiles for sm_90a" "no nvcc, and PyPI is out of reach"
+  skip "cuda: all of it compiles (sm_80, sm_90a, sm_120)" "no nvcc, and PyPI is out of reach"
 fi
 if [ -z "${NIBBLE_TEST_DATA:-}" ]; then
   skip "golden tests of the larger checkpoints" "NIBBLE_TEST_DATA is not set"

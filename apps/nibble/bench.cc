@@ -89,6 +89,8 @@ BenchModel Describe(const Arguments& a, engine::Engine& engine) {
   m.layers = plan.model.n_layers;
   m.backends = BackendsOf(plan);
   m.isa = NameOf(plan.device.isa);
+  m.device = plan.device.model.empty() ? plan.device.name
+                                       : fmt::format("{}: {}", plan.device.name, plan.device.model);
   m.threads = engine.pool().threads();
   m.bytes = engine.checkpoint().total_bytes();
   m.packed = plan.memory.weights;

@@ -41,7 +41,8 @@ Json::Object Fields(const BenchModel& m, const BenchResult& r) {
         Json::Object{{"name", t.name}, {"calls", t.calls}, {"seconds", t.seconds}});
   }
   const auto throughput = r.Throughput(m);
-  std::optional<double> gigabytes, share;
+  std::optional<double> gigabytes, share, read;
+  if (m.bandwidth > 0) read = m.bandwidth * 1e-9;
   if (throughput) gigabytes = *throughput * 1e-9;
   if (throughput && m.bandwidth > 0) share = *throughput / m.bandwidth;
   return {{"model", m.name},
@@ -50,6 +51,7 @@ Json::Object Fields(const BenchModel& m, const BenchResult& r) {
           {"layers", m.layers},
           {"model_size", m.bytes},
           {"model_n_params", m.parameters},
+          {"device", m.device},
           {"backends", m.backends},
           {"isa", m.isa},
           {"n_threads", m.threads},
@@ -63,7 +65,7 @@ Json::Object Fields(const BenchModel& m, const BenchResult& r) {
           {"median_cpu_s", r.MedianCpuSeconds()},
           {"bytes_per_token", m.per_token},
           {"gb_per_s", JsonOr(gigabytes)},
-          {"read_gb_per_s", m.bandwidth * 1e-9},
+          {"read_gb_per_s", JsonOr(read)},
           {"share_of_read", JsonOr(share)},
           {"draft_tokens", m.draft_tokens},
           {"acceptance_length", JsonOr(r.AcceptanceLength())},
@@ -191,7 +193,8 @@ void BenchReport::MarkdownRow(const BenchModel& m, const BenchResult& r) {
         drafts ? "---------------:" : "-------: | -----: | ------:");
   }
   fmt::print("| {:<27} | {:>10} | {:>10} | {:<10} | {:>7} | {:>13} | {:>16} | ", m.name,
-             Size(m.bytes), Parameters(m.parameters), m.backends, m.threads, r.test.Name(),
+             Size(m.bytes), Parameters(m.parameters), m.backends,
+             m.bandwidth > 0 ? fmt::format("{}", m.threads) : "", r.test.Name(),
              fmt::format("{:.2f} ± {:.2f}", r.MeanRate(), r.RateDeviation()));
   if (drafts) {
     const auto length = r.AcceptanceLength();
@@ -243,9 +246,13 @@ void BenchReport::CsvRow(const Json::Object& fields) {
 void BenchReport::Footer(const BenchModel& m) {
   if (format_ != BenchFormat::kMarkdown) return;
   fmt::print(
-      "\n{} threads read {:.1f} GB/s | load {:.2f} s: {} of tensors, {} packed{} | peak memory {} "
-      "({:.2f} x the tensors), {} with pages of files\n\n",
-      m.threads, m.bandwidth * 1e-9, m.load_seconds, Size(m.bytes), Size(m.packed),
+      "\n{} | load {:.2f} s: {} of tensors, {} packed{} | peak memory of the process {} ({:.2f} x "
+      "the "
+      "tensors), {} with pages of files\n\n",
+      m.bandwidth > 0
+          ? fmt::format("{}, {} threads read {:.1f} GB/s", m.device, m.threads, m.bandwidth * 1e-9)
+          : m.device,
+      m.load_seconds, Size(m.bytes), Size(m.packed),
       m.mapped > 0 ? fmt::format(", {} left in the file", Size(m.mapped)) : "",
       Size(m.peak_anonymous), static_cast<double>(m.peak_anonymous) / static_cast<double>(m.bytes),
       Size(m.peak_resident));

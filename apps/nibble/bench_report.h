@@ -14,6 +14,7 @@ namespace nibble::app {
 /// What the rows of one loaded model have in common.
 struct BenchModel {
   std::string name, path, backends, isa;
+  std::string device;  // "cpu: AMD EPYC", "sm_90: NVIDIA H200"
   bool synthetic = false;
   int layers = 0, threads = 0;
   uint64_t bytes = 0;       // of the checkpoint's tensors
@@ -22,7 +23,7 @@ struct BenchModel {
   int64_t parameters = 0;   // of what is run
   uint64_t per_token = 0;   // bytes of weights that a decoded token reads
   int draft_tokens = 0;     // of speculation, a round; 0: none
-  double bandwidth = 0;     // plain reads, bytes a second
+  double bandwidth = 0;     // plain reads of a CPU's threads, bytes a second; 0: another device
   double load_seconds = 0;  // plan, check, pack
   uint64_t peak_anonymous = 0, peak_resident = 0;
 };

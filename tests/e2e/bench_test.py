@@ -101,6 +101,7 @@ class Bench(unittest.TestCase):
             a_token = 6 * ((attention + 4 * 3 * 256 * 128) * 0.5625 + 32 * 256 * 2) + 4096 * 256 * 2
             self.assertEqual(row["bytes_per_token"], a_token)
             self.assertIsNone(row["acceptance_length"])
+            self.assertTrue(row["device"].startswith("cpu"), row["device"])
             self.assertGreater(row["peak_anonymous_bytes"], row["packed_bytes"])
             self.assertGreaterEqual(row["peak_resident_bytes"], row["peak_anonymous_bytes"])
         decode = rows[2]
