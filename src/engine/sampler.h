@@ -47,6 +47,8 @@ class Sampler {
  private:
   void Penalize(std::span<float> logits) const;
   int32_t Draw(std::span<const float> logits);
+  void Collect(std::span<const float> logits, float least);
+  float LeastOfTop(std::span<const float> logits, size_t k);
 
   SamplingParameters parameters_;
   int64_t drawable_ = 0;
@@ -60,7 +62,7 @@ class Sampler {
     int32_t id;
   };
   std::vector<Candidate> candidates_;
-  std::vector<double> weights_;
+  std::vector<float> top_;
 };
 
 /// The lowest id among the largest logits.

@@ -2,9 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <map>
+#include <numeric>
+#include <random>
 
 namespace nibble::engine {
 namespace {
@@ -125,6 +128,80 @@ TEST(Sampler, DrawsFromTheDistributionThatItsParametersLeave) {
       // 20000 draws: five standard deviations of the worst case are below 0.018. What is cut is
       // never drawn.
       EXPECT_NEAR(have, want, want == 0 ? 0 : 0.018) << c.what << ", id " << id;
+    }
+  }
+}
+
+/// The same in a few plain lines: everything sorted, in double.
+int32_t PlainDraw(const SamplingParameters& p, const std::vector<float>& logits,
+                  uint64_t position) {
+  std::vector<int32_t> order(logits.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int32_t a, int32_t b) { return logits[a] > logits[b]; });
+  const auto weight = [&](int32_t id) {
+    return std::exp((static_cast<double>(logits[id]) - logits[order[0]]) / p.temperature);
+  };
+  const auto cut = [&](auto drop) {
+    const auto at = std::find_if(order.begin(), order.end(), drop);
+    order.erase(at, order.end());
+  };
+  if (p.min_p > 0) cut([&](int32_t id) { return weight(id) < p.min_p; });
+  if (p.top_k > 0 && p.top_k < static_cast<int64_t>(order.size())) {
+    const float least = logits[order[p.top_k - 1]];
+    cut([&](int32_t id) { return logits[id] < least; });
+  }
+  double total = 0, reached = 0;
+  for (int32_t id : order) total += weight(id);
+  if (p.top_p < 1) {
+    size_t n = 0;
+    while (n < order.size() && reached < p.top_p * total) reached += weight(order[n++]);
+    order.resize(n);
+    total = reached;
+  }
+  double left = UniformAt(p.seed, position) * total;
+  for (int32_t id : order) {
+    if ((left -= weight(id)) < 0) return id;
+  }
+  return order.back();
+}
+
+TEST(Sampler, DrawsWhatAPlainSortDraws) {
+  constexpr size_t kVocab = 8009;
+  std::mt19937 random(1);
+  std::normal_distribution<float> normal;
+  std::vector<std::vector<float>> kinds(5, std::vector<float>(kVocab));
+  for (float& v : kinds[0]) v = normal(random);              // flat: thousands matter
+  for (float& v : kinds[1]) v = 4 * normal(random);          // tens matter
+  for (float& v : kinds[2]) v = std::round(normal(random));  // ties
+  // One far above the many that weigh as much together: nobody is within 8 temperatures of it.
+  for (float& v : kinds[3]) v = -9.9f + 0.01f * normal(random);
+  kinds[3][777] = 0;
+  for (float& v : kinds[4]) v = 30 * normal(random) - 1000;  // most weigh nothing
+  struct Case {
+    double temperature;
+    int64_t top_k;
+    double top_p, min_p;
+  };
+  for (const Case& c :
+       {Case{1, 0, 1, 0}, Case{0.7, 0, 0.95, 0}, Case{1.5, 0, 0.999, 0}, Case{0.01, 0, 1, 0},
+        Case{0.7, 20, 0.95, 0}, Case{1, 1, 1, 0}, Case{1, 500, 1, 0}, Case{1, 30000, 0.9, 0},
+        Case{1, 0, 1, 0.02}, Case{0.8, 40, 0.9, 0.05}, Case{1, 0, 1e-9, 0}}) {
+    SamplingParameters p;
+    p.temperature = c.temperature;
+    p.top_k = c.top_k;
+    p.top_p = c.top_p;
+    p.min_p = c.min_p;
+    p.seed = 5;
+    for (size_t kind = 0; kind < kinds.size(); ++kind) {
+      Sampler sampler(p, kVocab, kVocab, {});
+      for (uint64_t position = 0; position < 15; ++position) {
+        std::vector<float> logits = kinds[kind];
+        const int32_t want = PlainDraw(p, logits, position);
+        EXPECT_EQ(*sampler.Next(logits), want)
+            << "T " << c.temperature << " k " << c.top_k << " p " << c.top_p << " min_p " << c.min_p
+            << " kind " << kind << " position " << position;
+      }
     }
   }
 }
