@@ -231,7 +231,7 @@ void TimeRoutes(cudaStream_t stream) {
       const double us = TimeEach(
           tokens > 100 ? 8 : sets,
           [&](int i) {
-            Must(cuda::LaunchRoute({tokens, experts, kHidden, kTopK, true, x.get(),
+            Must(cuda::LaunchRoute({tokens, experts, kHidden, kTopK, true, false, x.get(),
                                     weight.get() + size_t(i) * experts * kHidden, ids.get(),
                                     weights.get(), workspace.get(), workspace.size()},
                                    stream));
@@ -373,10 +373,10 @@ void TimeLayers(const char* model, const AttentionShape& shape, int experts, cud
     Must(cuda::LaunchAttentionDecode(p, 1, stream));
     linear(o[i], data.out.get(), y.get());
     add_norm();
-    Must(cuda::LaunchRoute(
-        {1, experts, kHidden, kTopK, true, x.get(), router.get() + size_t(i) * experts * kHidden,
-         ids.get(), weights.get(), workspace.get(), workspace.size()},
-        stream));
+    Must(cuda::LaunchRoute({1, experts, kHidden, kTopK, true, false, x.get(),
+                            router.get() + size_t(i) * experts * kHidden, ids.get(), weights.get(),
+                            workspace.get(), workspace.size()},
+                           stream));
   };
   const auto linears = [&](int i) {
     linear(qkv[i], x.get(), data.qkv.get());

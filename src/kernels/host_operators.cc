@@ -242,6 +242,7 @@ void HostOperators::RouteCpu(const CanonicalBf16& router, Matrix x, bool renorma
 
 void HostOperators::Route(const CanonicalBf16& router, Matrix x, bool renormalize,
                           Routing routing) {
+  NIBBLE_CHECK(!routing.shared, "a host runs shared experts apart");
   const auto timed = times_.Time("route");
   const int top_k = routing.top_k;
   const size_t needed = static_cast<size_t>(x.rows * router.n);

@@ -75,6 +75,7 @@ struct Routing {
   int32_t* experts = nullptr;  // [rows, top_k], by falling weight; equal weights by lower index
   float* weights = nullptr;    // [rows, top_k]
   int top_k = 0;
+  bool shared = false;  // the last of top_k is the shared expert, see Route
 };
 
 /// What a layer's shared expert adds: sigmoid(gate . in[t]) * out[t]. No gate: there is none.
@@ -153,7 +154,9 @@ class Operators {
   virtual void Keep(int slot, int64_t rows) = 0;
 
   /// p = softmax over all experts of x W^T in fp32 (x unrounded: near ties decide whole experts),
-  /// the top_k largest; divided by their sum if renormalize.
+  /// the top_k largest; divided by their sum if renormalize. Where a shared expert is routed to, W has
+  /// a row more, and every token's last route is to the expert behind the others, of weight sigmoid of
+  /// that row's product.
   virtual void Route(const CanonicalBf16& router, Matrix x, bool renormalize, Routing routing) = 0;
   /// y[t] = sum_k weights[t,k] * expert[experts[t,k]](x[t]), overwritten, summed in an order that
   /// does not depend on the other rows.

@@ -71,6 +71,7 @@ struct PreparedExperts {
   std::string_view kernel;
   Activation activation = Activation::kSilu;
   int64_t n_experts = 0, hidden = 0, intermediate = 0;
+  bool shared = false;                         // the last one is the layer's shared expert
   std::vector<PreparedWeight> gate, up, down;  // [n_experts] each: [I,H], [I,H], [H,I]
   HopperExperts hopper;  // HOPPER's, made of those, which stay views of the file
   MoeQuantConfig quant;

@@ -56,7 +56,8 @@ Result<QwenMoe> QwenMoe::Create(const checkpoint::ModelConfig& config,
     NIBBLE_TRY(m.pair_, operators.Allocate(rows, 2 * int64_t{config.hidden}));
   }
   if (config.top_k > 0) {
-    NIBBLE_TRY(m.routing_, operators.AllocateRouting(rows, config.top_k));
+    const int shared = config.shared_intermediate > 0 ? 1 : 0;
+    NIBBLE_TRY(m.routing_, operators.AllocateRouting(rows, config.top_k + shared));
   }
   NIBBLE_TRY(m.last_, operators.Allocate(kLogitRows, config.hidden));
   NIBBLE_TRY(m.logits_, operators.Allocate(kLogitRows, config.vocab, kernels::Element::kFloat));
@@ -105,8 +106,11 @@ SharedExpert QwenMoe::FeedForward(const weights::LayerWeights& w, int64_t rows) 
   const Matrix normed = normed_.Top(rows), mixed = mixed_.Top(rows);
   const bool shared = w.shared_gate.data != nullptr;
   if (w.is_moe) {
-    ops_->Route(w.router, normed, config_->norm_topk_prob, routing_);
-    ops_->Experts(w.experts, normed, routing_, mixed);
+    kernels::Routing routing = routing_;
+    routing.shared = w.experts.shared;
+    routing.top_k = config_->top_k + (w.experts.shared ? 1 : 0);
+    ops_->Route(w.router, normed, config_->norm_topk_prob, routing);
+    ops_->Experts(w.experts, normed, routing, mixed);
     if (!shared) return {};
   }
   const Matrix gate_up{gate_up_.data, rows, w.gate_up.n}, mlp{mlp_.data, rows, w.down.k};

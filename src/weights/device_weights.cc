@@ -1,6 +1,8 @@
 #include "weights/device_weights.h"
 
+#include <cstring>
 #include <utility>
+#include <vector>
 
 #include "kernels/cuda/cuda.h"
 
@@ -9,6 +11,56 @@ namespace {
 
 std::span<const std::byte> BytesOf(const CanonicalBf16& w) {
   return {reinterpret_cast<const std::byte*>(w.data), static_cast<size_t>(2 * w.n * w.k)};
+}
+
+/// A layer's shared expert becomes one more of its routed ones, where the same kernel runs it: of
+/// their format, precision and shape. Its gate becomes the router's last row, in `joined`.
+void RouteToSharedExpert(LayerWeights& w, std::vector<std::vector<uint8_t>>* joined) {
+  PreparedExperts& e = w.experts;
+  MoeQuantConfig& q = e.quant;
+  if (w.shared_gate.data == nullptr || e.n_experts == 0 || e.gate.empty() ||
+      e.activation != Activation::kSilu || q.clamp_limit || w.gate_up.shards.size() != 2 ||
+      w.down.shards.size() != 1) {
+    return;
+  }
+  const PreparedLinearShard& gate = w.gate_up.shards[0];
+  const PreparedLinearShard& up = w.gate_up.shards[1];
+  const PreparedLinearShard& down = w.down.shards[0];
+  const auto like = [&](const PreparedLinearShard& s, const PreparedWeight& expert) {
+    const auto& mine = std::get<CanonicalWeight>(s.weight);
+    const auto& theirs = std::get<CanonicalWeight>(expert);
+    const bool fp4 = s.activation && s.activation->dtype == ScalarType::kU8;
+    return mine.index() == theirs.index() && !std::holds_alternative<CanonicalFp8>(mine) &&
+           RowsOf(mine) == RowsOf(theirs) && ColumnsOf(mine) == ColumnsOf(theirs) &&
+           fp4 == q.use_w4a4() && fp4 == s.input_scale.has_value();
+  };
+  if (!like(gate, e.gate[0]) || !like(up, e.up[0]) || !like(down, e.down[0])) return;
+  const bool scaled = !q.g2_alphas.empty();
+  if (scaled && (q.g1_columns() != 2 || q.activation_folded)) return;
+  if (q.use_w4a4()) {
+    const bool one = q.a1_columns() == 1;
+    if (one && *gate.input_scale != *up.input_scale) return;
+    q.a1_gscale->push_back(1 / *gate.input_scale);
+    if (!one) q.a1_gscale->push_back(1 / *up.input_scale);
+    q.a2_gscale->push_back(1 / *down.input_scale);
+  }
+  if (scaled) {
+    q.g1_alphas.insert(q.g1_alphas.end(), {gate.global, up.global});
+    q.g2_alphas.push_back(down.global);
+  }
+  e.gate.push_back(gate.weight);
+  e.up.push_back(up.weight);
+  e.down.push_back(down.weight);
+  ++e.n_experts;
+  e.shared = true;
+  const std::span<const std::byte> router = BytesOf(w.router), row = BytesOf(w.shared_gate);
+  std::vector<uint8_t>& both = joined->emplace_back(router.size() + row.size());
+  std::memcpy(both.data(), router.data(), router.size());
+  std::memcpy(both.data() + router.size(), row.data(), row.size());
+  w.router = {w.router.n + 1, w.router.k, both.data()};
+  w.shared_gate = {};
+  w.gate_up = {};
+  w.down = {};
 }
 
 /// What the arena must hold.
@@ -103,6 +155,9 @@ Result<void> VisitModel(ModelWeights& w, Visitor& visit) {
 }  // namespace
 
 Result<void> PlaceOnDevice(ModelWeights& out, const Progress& progress) {
+  std::vector<std::vector<uint8_t>> joined;
+  for (LayerWeights& layer : out.layers) RouteToSharedExpert(layer, &joined);
+  if (out.mtp) RouteToSharedExpert(out.mtp->layer, &joined);
   Sizes sizes;
   NIBBLE_CHECK_OK(VisitModel(out, sizes));
   NIBBLE_TRY(out.device, cuda::DeviceArena::Make(sizes.bytes));

@@ -252,19 +252,22 @@ struct RouteCase {
   int tokens, experts, hidden, top_k;
   bool renormalize;
   int ties = 0;  // experts that repeat the first one's weights
+  bool shared = false;
 };
 
 void CheckRoute(Comparison& all, const RouteCase& c, Buffer<std::byte>& workspace,
                 cudaStream_t stream) {
   const std::string what = "T=" + std::to_string(c.tokens) + " E=" + std::to_string(c.experts) +
-                           " H=" + std::to_string(c.hidden) + " k=" + std::to_string(c.top_k);
+                           " H=" + std::to_string(c.hidden) + " k=" + std::to_string(c.top_k) +
+                           (c.shared ? " shared" : "");
   const std::vector<Bf16> x = RandomBf16s(size_t(c.tokens) * c.hidden, 41);
-  std::vector<Bf16> w = RandomBf16s(size_t(c.experts) * c.hidden, 42, 1.5f / std::sqrt(c.hidden));
+  const int rows = c.experts + c.shared, routes = c.top_k + c.shared;
+  std::vector<Bf16> w = RandomBf16s(size_t(rows) * c.hidden, 42, 1.5f / std::sqrt(c.hidden));
   for (int e = 1; e <= c.ties; ++e) {
     std::copy_n(w.begin(), c.hidden, w.begin() + size_t(c.experts - e) * c.hidden);
   }
   const Buffer<Bf16> device_x(x), device_w(w);
-  const size_t n = size_t(c.tokens) * c.top_k;
+  const size_t n = size_t(c.tokens) * routes;
   std::vector<int32_t> first_ids;
   std::vector<float> first_weights;
   for (int run = 0; run < 3; ++run) {
@@ -272,8 +275,8 @@ void CheckRoute(Comparison& all, const RouteCase& c, Buffer<std::byte>& workspac
     Buffer<float> weights(n);
     ids.Fill(0xFF), weights.Fill(0xFF);
     Must(cuda::LaunchRoute(
-        {c.tokens, c.experts, c.hidden, c.top_k, c.renormalize, device_x.get(), device_w.get(),
-         ids.get(), weights.get(), workspace.get(), workspace.size()},
+        {c.tokens, c.experts, c.hidden, c.top_k, c.renormalize, c.shared, device_x.get(),
+         device_w.get(), ids.get(), weights.get(), workspace.get(), workspace.size()},
         stream));
     BENCH_CUDA(cudaStreamSynchronize(stream));
     const std::vector<int32_t> i = ids.Read();
@@ -303,7 +306,7 @@ void CheckRoute(Comparison& all, const RouteCase& c, Buffer<std::byte>& workspac
     std::vector<bool> taken(c.experts);
     double total = 0;
     for (int k = 0; k < c.top_k; ++k) {
-      const int32_t id = first_ids[size_t(t) * c.top_k + k];
+      const int32_t id = first_ids[size_t(t) * routes + k];
       if (id < 0 || id >= c.experts || taken[id]) return all.Note(what, false, "not an expert");
       double best = 0;
       for (int e = 0; e < c.experts; ++e) {
@@ -321,10 +324,19 @@ void CheckRoute(Comparison& all, const RouteCase& c, Buffer<std::byte>& workspac
     std::vector<double> want(c.top_k);
     std::vector<float> got(c.top_k);
     for (int k = 0; k < c.top_k; ++k) {
-      const size_t at = size_t(t) * c.top_k + k;
+      const size_t at = size_t(t) * routes + k;
       want[k] = p[first_ids[at]] / (c.renormalize ? total : 1), got[k] = first_weights[at];
     }
     all.Compare(what + " weights", got, want, slack, std::vector<double>(c.top_k));
+    if (!c.shared) continue;
+    double gate = 0;
+    for (int k = 0; k < c.hidden; ++k) {
+      gate += xd[size_t(t) * c.hidden + k] * wd[size_t(c.experts) * c.hidden + k];
+    }
+    const size_t at = size_t(t) * routes + c.top_k;
+    if (first_ids[at] != c.experts) return all.Note(what, false, "not to the shared expert");
+    all.Compare(what + " shared", std::vector<float>{first_weights[at]},
+                std::vector<double>{1 / (1 + std::exp(-gate))}, slack, std::vector<double>(1));
   }
 }
 
@@ -371,7 +383,7 @@ Tally CheckNorms(cudaStream_t stream) {
 
 Tally CheckRoutes(cudaStream_t stream) {
   Comparison all("route");
-  Buffer<std::byte> workspace(cuda::RouteWorkspace(3000, 512));
+  Buffer<std::byte> workspace(cuda::RouteWorkspace(3000, 513));
   workspace.Fill(0);
   std::vector<RouteCase> cases;
   for (int tokens : {1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 64, 100, 1000}) {
@@ -379,6 +391,11 @@ Tally CheckRoutes(cudaStream_t stream) {
     cases.push_back({tokens, 128, 2048, 8, true});
     cases.push_back({tokens, 512, 4096, 10, false, 5});
     cases.push_back({tokens, 61, 136, 32, true, 2});
+  }
+  for (int tokens : {1, 3, 8, 17, 100, 1000, 2000}) {
+    cases.push_back({tokens, 256, 2048, 8, true, 0, true});
+    cases.push_back({tokens, 512, 4096, 10, false, 5, true});
+    cases.push_back({tokens, 61, 136, 31, true, 2, true});
   }
   cases.push_back({3, 512, 8192, 22, true});
   cases.push_back({5, 200, 7168, 8, false});
@@ -495,7 +512,7 @@ Tally CheckOperatorRefusals() {
   refused("a gate without a shared expert", cuda::LaunchAddRmsNorm(add, nullptr));
   add.gate = nullptr, add.out = bf16;
   refused("an output without a weight", cuda::LaunchAddRmsNorm(add, nullptr));
-  cuda::RouteParams route{1, 64, 64, 8, true, bf16, bf16, i32, f32, memory, 1 << 20};
+  cuda::RouteParams route{1, 64, 64, 8, true, false, bf16, bf16, i32, f32, memory, 1 << 20};
   for (auto spoil :
        {+[](cuda::RouteParams& p) { p.experts = 513; }, +[](cuda::RouteParams& p) { p.top_k = 33; },
         +[](cuda::RouteParams& p) { p.hidden = 68; },

@@ -525,16 +525,17 @@ void CudaOperators::Route(const CanonicalBf16& router, Matrix x, bool renormaliz
                           Routing routing) {
   RouteParams p;
   p.tokens = static_cast<int>(x.rows);
-  p.experts = static_cast<int>(router.n);
+  p.shared = routing.shared;
+  p.experts = static_cast<int>(router.n) - (routing.shared ? 1 : 0);
   p.hidden = static_cast<int>(router.k);
-  p.top_k = routing.top_k;
+  p.top_k = routing.top_k - (routing.shared ? 1 : 0);
   p.renormalize = renormalize;
   p.x = Bf16s(x);
   p.weight = Bf16s(router);
   p.ids = routing.experts;
   p.weights = routing.weights;
   Timed("route", [&]() -> Result<void> {
-    p.workspace_bytes = RouteWorkspace(p.tokens, p.experts);
+    p.workspace_bytes = RouteWorkspace(p.tokens, p.rows());
     NIBBLE_TRY(p.workspace, route_work_.Reserve(p.workspace_bytes, stream_));
     return LaunchRoute(p, stream_);
   });

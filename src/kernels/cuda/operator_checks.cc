@@ -105,7 +105,7 @@ Result<void> CheckGatherRows(const GatherRowsParams& p) {
 
 Result<void> CheckRoute(const RouteParams& p) {
   if (p.tokens < 1 || p.tokens > kMaxRows || p.experts < 1 || p.experts > kRouteExperts ||
-      p.top_k < 1 || p.top_k > 32 || p.top_k > p.experts || p.hidden < 8 ||
+      p.top_k < 1 || p.routes() > 32 || p.top_k > p.experts || p.hidden < 8 ||
       p.hidden > kRouteHidden || p.hidden % 8 != 0) {
     return Err(ErrorCode::kInvalidArgument,
                "route: T={} E={} top_k={} H={}, expected T 1 .. 2^20, E 1 .. {}, top_k 1 .. "
@@ -118,7 +118,7 @@ Result<void> CheckRoute(const RouteParams& p) {
                p.weights ? "given" : "null");
   }
   return CheckWorkspace("route", p.workspace, p.workspace_bytes,
-                        RouteWorkspace(p.tokens, p.experts));
+                        RouteWorkspace(p.tokens, p.rows()));
 }
 
 Result<void> CheckArgmax(const ArgmaxParams& p) {

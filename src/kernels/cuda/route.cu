@@ -13,7 +13,7 @@ constexpr float kLog2E = 1.4426950408889634f;
 
 struct RouteArgs {
   RouteParams p;
-  float* logits;     // [tokens, experts]
+  float* logits;     // [tokens, rows]
   unsigned* ticket;  // zero between launches
 };
 
@@ -65,8 +65,13 @@ __device__ __forceinline__ void TakeTopK(const RouteParams& p, const float* logi
     if (lane == k) weight = __int_as_float(most), id = static_cast<int>(first);
     total += __int_as_float(most);
   }
-  if (lane >= p.top_k) return;
-  const int64_t at = static_cast<int64_t>(token) * p.top_k + lane;
+  if (lane >= p.routes()) return;
+  const int64_t at = static_cast<int64_t>(token) * p.routes() + lane;
+  if (lane == p.top_k) {
+    p.ids[at] = p.experts;
+    p.weights[at] = 1 / (1 + Exp2(-kLog2E * __ldcg(logits + p.experts)));
+    return;
+  }
   p.ids[at] = id;
   p.weights[at] = p.renormalize ? weight / total : weight;
 }
@@ -127,7 +132,7 @@ __global__ void __launch_bounds__(kThreads) RouteDecodeKernel(const RouteArgs a)
     for (int s = 0; s < kSteps; ++s) {
       const int k = (s * kThreads + threadIdx.x) * 8;
       w[e][s] = make_uint4(0, 0, 0, 0);
-      if (k < p.hidden && first + e < p.experts) {
+      if (k < p.hidden && first + e < p.rows()) {
         w[e][s] = __ldg(reinterpret_cast<const uint4*>(
             p.weight + static_cast<int64_t>(first + e) * p.hidden + k));
       }
@@ -167,7 +172,7 @@ __global__ void __launch_bounds__(kThreads) RouteDecodeKernel(const RouteArgs a)
       float logit = 0;
 #pragma unroll
       for (int i = 0; i < kWarps; ++i) logit += partial[i][threadIdx.x];
-      if (t < p.tokens && e < p.experts) a.logits[t * p.experts + e] = logit;
+      if (t < p.tokens && e < p.rows()) a.logits[t * p.rows() + e] = logit;
     }
   }
   __syncthreads();
@@ -178,13 +183,13 @@ __global__ void __launch_bounds__(kThreads) RouteDecodeKernel(const RouteArgs a)
   __syncthreads();
   if (!last) return;
   __threadfence();
-  for (int t = warp; t < p.tokens; t += kWarps) TakeTopK(p, a.logits + t * p.experts, t);
+  for (int t = warp; t < p.tokens; t += kWarps) TakeTopK(p, a.logits + t * p.rows(), t);
 }
 
 template <int kExperts>
 Result<void> LaunchDecode(const RouteArgs& a, cudaStream_t stream) {
   static_assert(kExperts * kTokensAtOnce <= 32);
-  const dim3 grid(static_cast<unsigned>(CeilDiv(a.p.experts, kExperts)));
+  const dim3 grid(static_cast<unsigned>(CeilDiv(a.p.rows(), kExperts)));
   const auto kernel = a.p.hidden <= 2048   ? RouteDecodeKernel<kExperts, 1>
                       : a.p.hidden <= 4096 ? RouteDecodeKernel<kExperts, 2>
                                            : RouteDecodeKernel<kExperts, 4>;
@@ -231,7 +236,7 @@ __global__ void __launch_bounds__(Tile<kRows, kCols, kWarpRows, kWarpCols>::kTil
         const int row = i / 8, k = step * kDepth + i % 8 * 8;
         const bool is_x = row < kRows;
         const int global = is_x ? row0 + row : col0 + row - kRows;
-        const bool real = k < p.hidden && global < (is_x ? p.tokens : p.experts);
+        const bool real = k < p.hidden && global < (is_x ? p.tokens : p.rows());
         const Bf16* const from = is_x ? p.x : p.weight;
         CopyAsync(stage + Place(row, i % 8),
                   real ? from + static_cast<int64_t>(global) * p.hidden + k : from, real);
@@ -279,8 +284,8 @@ __global__ void __launch_bounds__(Tile<kRows, kCols, kWarpRows, kWarpCols>::kTil
       for (int i = 0; i < 4; ++i) {
         const int t = row0 + wr + m * 16 + lane / 4 + i / 2 * 8;
         const int e = col0 + wc - kRows + n * 8 + lane % 4 * 2 + i % 2;
-        if (t < p.tokens && e < p.experts) {
-          a.logits[static_cast<int64_t>(t) * p.experts + e] = sum[m][n][i];
+        if (t < p.tokens && e < p.rows()) {
+          a.logits[static_cast<int64_t>(t) * p.rows() + e] = sum[m][n][i];
         }
       }
     }
@@ -291,7 +296,7 @@ __global__ void __launch_bounds__(kThreads) TopKKernel(const RouteArgs a) {
   LetNextKernelStart();
   WaitForPreviousKernel();
   const int64_t t = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
-  if (t < a.p.tokens) TakeTopK(a.p, a.logits + t * a.p.experts, static_cast<int>(t));
+  if (t < a.p.tokens) TakeTopK(a.p, a.logits + t * a.p.rows(), static_cast<int>(t));
 }
 
 template <int kRows, int kCols, int kWarpRows, int kWarpCols>
@@ -300,15 +305,15 @@ Result<void> LaunchLogits(const RouteArgs& a, cudaStream_t stream) {
   const auto kernel = RouteLogitsKernel<kRows, kCols, kWarpRows, kWarpCols>;
   NIBBLE_CUDA_TRY(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kBytes));
-  const dim3 grid(static_cast<unsigned>(CeilDiv(a.p.experts, kCols)),
+  const dim3 grid(static_cast<unsigned>(CeilDiv(a.p.rows(), kCols)),
                   static_cast<unsigned>(CeilDiv(a.p.tokens, kRows)));
   return LaunchDependent(kernel, grid, T::kTileThreads, a, stream, T::kBytes);
 }
 
 }  // namespace
 
-size_t RouteWorkspace(int tokens, int experts) {
-  return kTicketBytes + sizeof(float) * static_cast<size_t>(tokens) * experts;
+size_t RouteWorkspace(int tokens, int rows) {
+  return kTicketBytes + sizeof(float) * static_cast<size_t>(tokens) * rows;
 }
 
 Result<void> LaunchRoute(const RouteParams& p, cudaStream_t stream) {
@@ -317,8 +322,8 @@ Result<void> LaunchRoute(const RouteParams& p, cudaStream_t stream) {
                     reinterpret_cast<unsigned*>(p.workspace)};
   if (p.tokens <= kRouteDecodeTokens) {
     // About a block a multiprocessor of the largest GPUs.
-    if (p.experts <= 132) return LaunchDecode<1>(a, stream);
-    return p.experts <= 264 ? LaunchDecode<2>(a, stream) : LaunchDecode<4>(a, stream);
+    if (p.rows() <= 132) return LaunchDecode<1>(a, stream);
+    return p.rows() <= 264 ? LaunchDecode<2>(a, stream) : LaunchDecode<4>(a, stream);
   }
   if (p.tokens <= 1024) {
     NIBBLE_CHECK_OK((LaunchLogits<32, 32, 16, 16>(a, stream)));
