@@ -133,7 +133,7 @@ constexpr std::array kCudaRows = {
     Built(Cuda("sm90_nvfp4_bf16_experts", Backend::kHopper, kExperts, kOnlyW4A16, kCc90)),
     Built(Cuda("sm90_nvfp4_nvfp4_experts", Backend::kHopper, kExperts, kOnlyW4A4, kCc90)),
     Cuda("sm90_fp8_experts", Backend::kHopper, kExperts, kFp8Schemes, kCc90),
-    Cuda("sm90_bf16_bf16_experts", Backend::kHopper, kExperts, kOnlyBf16, kCc90),
+    Built(Cuda("sm90_bf16_bf16_experts", Backend::kHopper, kExperts, kOnlyBf16, kCc90)),
     Built(Cuda("sm90_nvfp4_bf16_linear", Backend::kHopper, kLinear, kOnlyW4A16, kCc90)),
     Built(Cuda("sm90_nvfp4_nvfp4_linear", Backend::kHopper, kLinear, kOnlyW4A4, kCc90)),
     Built(Cuda("sm90_fp8_linear", Backend::kHopper, kLinear, kFp8Schemes, kCc90)),
