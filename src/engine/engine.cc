@@ -61,7 +61,8 @@ Result<std::unique_ptr<Engine>> Engine::OpenCheckpoint(checkpoint::Checkpoint ch
   }
   NIBBLE_TRY(e->model_, model::QwenMoe::Create(
                             e->plan_.model, e->weights_, *e->operators_,
-                            {1, e->plan_.context, e->plan_.kv_dtype, e->plan_.draft_tokens + 1}));
+                            {1, e->plan_.context, e->plan_.kv_dtype, e->plan_.draft_tokens + 1,
+                             plan::MaxBatchTokens(device.kind)}));
   const double made = watch.Seconds();
 
   if (auto tokenizer = text::Tokenizer::Load(dir)) {
@@ -167,8 +168,9 @@ Result<double> Engine::NegativeLogLikelihood(std::span<const int32_t> tokens, in
   std::vector<int64_t> rows;
   for (int64_t w = 0; w < windows; ++w) {
     const std::span<const int32_t> window = tokens.subspan(w * (n / windows), length + 1);
-    for (int64_t start = 0; start < length; start += plan::kMaxBatchTokens) {
-      const int64_t batch = std::min(plan::kMaxBatchTokens, length - start);
+    const int64_t most = plan::MaxBatchTokens(plan_.device.kind);
+    for (int64_t start = 0; start < length; start += most) {
+      const int64_t batch = std::min(most, length - start);
       const kernels::SequenceRows sequence{0, 0, batch, start};
       model_->Forward(window.subspan(start, batch), {&sequence, 1});
       for (int64_t first = 0; first < batch; first += model::QwenMoe::kLogitRows) {

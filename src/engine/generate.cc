@@ -71,6 +71,7 @@ class Generation {
         request_(request),
         eos_(engine.plan().model.eos_ids),
         max_tokens_(max_tokens),
+        batch_tokens_(plan::MaxBatchTokens(engine.plan().device.kind)),
         draft_tokens_(engine.plan().draft_tokens),
         vocab_(engine.plan().model.vocab),
         sampler_(std::move(sampler)),
@@ -104,8 +105,8 @@ class Generation {
   Result<void> Prefill() {
     const std::span<const int32_t> prompt(request_.prompt);
     const int64_t n = static_cast<int64_t>(prompt.size());
-    for (int64_t start = 0; start < n; start += plan::kMaxBatchTokens) {
-      const int64_t rows = std::min(plan::kMaxBatchTokens, n - start), last = rows - 1;
+    for (int64_t start = 0; start < n; start += batch_tokens_) {
+      const int64_t rows = std::min(batch_tokens_, n - start), last = rows - 1;
       const kernels::SequenceRows sequence{0, 0, rows, start};
       model_.Forward(prompt.subspan(start, rows), {&sequence, 1});
       const bool final = start + rows == n;
@@ -218,6 +219,7 @@ class Generation {
   const Request& request_;
   const std::vector<int32_t>& eos_;
   const int64_t max_tokens_;
+  const int64_t batch_tokens_;
   const int draft_tokens_;
   const int64_t vocab_;
   Sampler sampler_;

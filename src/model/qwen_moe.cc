@@ -31,7 +31,7 @@ Result<QwenMoe> QwenMoe::Create(const checkpoint::ModelConfig& config,
         static_cast<float>(std::pow(config.rope_theta, -2.0 * i / config.rotary_dim)));
   }
   NIBBLE_TRY(m.frequencies_, operators.AllocateVector(frequencies));
-  const int64_t rows = std::min(plan::kMaxBatchTokens, limits.context);
+  const int64_t rows = std::min(limits.batch_tokens, limits.context);
   NIBBLE_TRY(m.residual_, operators.Allocate(rows, config.hidden, kernels::Element::kFloat));
   NIBBLE_TRY(m.normed_, operators.Allocate(rows, config.hidden));
   NIBBLE_TRY(m.mixed_, operators.Allocate(rows, config.hidden));

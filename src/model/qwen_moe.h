@@ -16,6 +16,7 @@ struct ModelLimits {
   int64_t context = 0;  // positions of a slot
   KvDtype kv_dtype = KvDtype::kF32;
   int tentative_rows = 0;  // that a sequence may have in one batch
+  int64_t batch_tokens = plan::MaxBatchTokens(DeviceKind::kCpu);
 };
 
 /// The Qwen MoE family: pre-norm decoder layers of
@@ -33,7 +34,7 @@ class QwenMoe {
                                 const weights::ModelWeights& weights, kernels::Operators& operators,
                                 const ModelLimits& limits);
 
-  /// Runs up to plan::kMaxBatchTokens tokens: ids in row order, `sequences` saying whose they are.
+  /// Runs up to ModelLimits::batch_tokens tokens: ids in row order, `sequences` saying whose they are.
   /// What the layers hold of them is then in the slots, and Logits may be asked of any of their
   /// rows.
   /// needs   ids in [0, vocab); positions inside the context; a sequence's earlier positions

@@ -114,8 +114,8 @@ WeightBytes PreparedWeightBytes(const PlannedModule& m, const Deployment& to) {
 
 /// Activations of one batch: the residual and its two temporaries, the widest mixer's, the dense or
 /// shared MLP's halves, the experts' x and h, logits.
-uint64_t WorkspaceBytes(const checkpoint::ModelConfig& c, int64_t context) {
-  const int64_t rows = std::min(kMaxBatchTokens, context);
+uint64_t WorkspaceBytes(const checkpoint::ModelConfig& c, DeviceKind device, int64_t context) {
+  const int64_t rows = std::min(MaxBatchTokens(device), context);
   const int64_t queries = static_cast<int64_t>(c.n_heads) * c.head_dim;
   const int64_t attention =
       queries * (c.attention_gate ? 3 : 2) + 2 * static_cast<int64_t>(c.n_kv_heads) * c.head_dim;
@@ -370,7 +370,7 @@ Result<Plan> MakePlan(const checkpoint::Checkpoint& checkpoint, const DeviceInfo
   PlanKvCache(wishes, quant, &plan);
   plan.memory.kv = KvBytes(plan, RanksOf(wishes));
   plan.memory.state = StateBytes(plan.model);
-  plan.memory.workspace = WorkspaceBytes(plan.model, plan.context);
+  plan.memory.workspace = WorkspaceBytes(plan.model, device.kind, plan.context);
   return plan;
 }
 

@@ -52,7 +52,8 @@ struct Plan {
 };
 
 /// Tokens that one forward pass takes at most: what the workspace is sized for.
-inline constexpr int64_t kMaxBatchTokens = 2048;
+/// A GPU's tensor cores want more of them for each expert.
+constexpr int64_t MaxBatchTokens(DeviceKind kind) { return kind == DeviceKind::kCpu ? 2048 : 8192; }
 
 /// Reads configurations alone, no tensor: the plan is the label's, whatever the file holds.
 /// errors  kUnsupported (no kernel; every candidate's reasons), kCorruptFile (configuration)

@@ -103,7 +103,7 @@ TEST(Mixed, CpuAddsTheHeadsRoundingToBf16AndNoMore) {
       const double error = RelativeL2(LastLogits(*rig, want.Ints(fmt::format("p{}.ids", p))),
                                       want.Floats(fmt::format("p{}.logits", p)));
       worst = std::max(worst, error);
-      ExpectSureTokens(*rig, want, p, plan::kMaxBatchTokens, name + " prefill");
+      ExpectSureTokens(*rig, want, p, Rig::kBatch, name + " prefill");
       ExpectSureTokens(*rig, want, p, 1, name + " decode");
     }
     // Rounding to bf16 moves a number by at most 2^-9 of it.

@@ -282,7 +282,7 @@ void ExpectCpuIsNear(const Subject& s, double limit, int exceptions,
       if (error <= limit) {
         ++close;
         worst = std::max(worst, error);
-        ExpectSureTokens(**rig, want, p, plan::kMaxBatchTokens, what + " prefill");
+        ExpectSureTokens(**rig, want, p, Rig::kBatch, what + " prefill");
         for (const int64_t part : parts)
           ExpectSureTokens(**rig, want, p, part, fmt::format("{} in parts of {}", what, part));
         if (prompt.size() < 64) ExpectSureTokens(**rig, want, p, 1, what + " decode");

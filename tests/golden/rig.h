@@ -34,6 +34,9 @@ struct Rig {
   std::unique_ptr<kernels::Operators> device;         // on a GPU
   std::optional<model::QwenMoe> model;
 
+  /// A batch that holds every prompt.
+  static constexpr int64_t kBatch = 1024;
+
   /// `make` may put a subclass in the operators' place.
   static Result<std::unique_ptr<Rig>> Open(const std::string& dir, const plan::Wishes& wishes,
                                            CpuIsa isa, const MakeOperators& make = {});
@@ -45,7 +48,7 @@ struct Rig {
   /// Runs ids from position 0 in batches of at most `batch` and gives the logits of every position
   /// from `first` on.
   std::vector<std::vector<float>> Logits(std::span<const int32_t> ids, int64_t first,
-                                         int64_t batch = plan::kMaxBatchTokens);
+                                         int64_t batch = kBatch);
 };
 
 /// Tensors of a reference file by name, as float or int32.
