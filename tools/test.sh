@@ -70,7 +70,14 @@ find_nvcc() {
   ln -sfn lib "$cuda/lib64" && ln -sf libcudart.so.13 "$cuda/lib/libcudart.so" && echo "$cuda/bin/nvcc"
 }
 
-cuda() { CUDACXX=$nvcc build cuda nibble cuda_moe_bench cuda_linear_bench cuda_operators_bench cuda_delta_bench; }
+benches=(cuda_moe_bench cuda_linear_bench cuda_operators_bench cuda_delta_bench)
+
+cuda() { CUDACXX=$nvcc build cuda nibble "${benches[@]}"; }
+
+# The kernels' own checks and the whole program, on an emulator of a GPU; it reads the toolkit's headers alone.
+emulated() {
+  CUDA_HOME=$(dirname "$(dirname "$(readlink -f "$nvcc")")") build emulated nibble "${benches[@]}" && check emulated -L emulated
+}
 
 # PCRE2 and utf8proc of 64-bit Arm, unpacked and not installed: this machine's packages stay what they are.
 arm_libraries() {
@@ -116,8 +123,10 @@ else
 fi
 if nvcc=$(find_nvcc); then
   stage "cuda: all of it compiles (sm_80, sm_90a, sm_120)" cuda
+  stage "emulated: the CUDA kernels on this CPU" emulated
 else
   skip "cuda: all of it compiles (sm_80, sm_90a, sm_120)" "no nvcc, and PyPI is out of reach"
+  skip "emulated: the CUDA kernels on this CPU" "the toolkit's headers come with nvcc"
 fi
 if [ -z "${NIBBLE_TEST_DATA:-}" ]; then
   skip "golden tests of the larger checkpoints" "NIBBLE_TEST_DATA is not set"

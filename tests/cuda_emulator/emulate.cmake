@@ -1,5 +1,5 @@
 # emulate_cuda(TARGET…): what nvcc would compile of a target's sources becomes C++ (translate.py) that runs on the emulator.
-find_path(NIBBLE_CUDA_HEADERS cuda_runtime.h PATHS /usr/local/cuda/include REQUIRED DOC "Where the CUDA toolkit's headers are")
+find_path(NIBBLE_CUDA_HEADERS cuda_runtime.h PATHS $ENV{CUDA_HOME}/include /usr/local/cuda/include REQUIRED DOC "Where the CUDA toolkit's headers are")
 find_package(Python3 COMPONENTS Interpreter REQUIRED)
 
 set(emulator ${CMAKE_SOURCE_DIR}/tests/cuda_emulator)

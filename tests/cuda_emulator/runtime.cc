@@ -191,7 +191,9 @@ cudaError_t cudaFree(void* p) {
 cudaError_t cudaMallocHost(void** p, size_t bytes) { return cudaMalloc(p, bytes); }
 cudaError_t cudaFreeHost(void* p) { return cudaFree(p); }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t n, cudaMemcpyKind, cudaStream_t s) {
-  return Do(s, [=] { memmove(to, from, n); });
+  return Do(s, [=] {
+    if (n > 0) memmove(to, from, n);
+  });
 }
 cudaError_t cudaMemcpy(void* to, const void* from, size_t n, cudaMemcpyKind kind) {
   return cudaMemcpyAsync(to, from, n, kind, nullptr);
@@ -206,7 +208,9 @@ cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_
   });
 }
 cudaError_t cudaMemsetAsync(void* p, int v, size_t n, cudaStream_t s) {
-  return Do(s, [=] { memset(p, v, n); });
+  return Do(s, [=] {
+    if (n > 0) memset(p, v, n);
+  });
 }
 cudaError_t cudaMemset(void* p, int v, size_t n) { return cudaMemsetAsync(p, v, n, nullptr); }
 

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <iostream>
 
+#include "engine/verify.h"
 #include "kernels/cuda/cuda.h"
 #include "rig.h"
 
@@ -70,6 +71,22 @@ TEST_F(Cuda, W4A16IsNearTheReference) {
     std::cout << s.name << ": " << close << " of " << want.prompts()
               << " prompts within 0.8 %, the worst of them " << 100 * worst << " %\n";
     EXPECT_GE(close, want.prompts() - 1) << s.name;  // one may have a router's near tie
+  }
+}
+
+TEST_F(Cuda, EveryLayerRunsItsPrecision) {
+  auto subjects = MiniCheckpoints();
+  for (const Subject& s : TinyCheckpoints()) subjects.push_back(s);
+  for (const Subject& s : subjects) {
+    auto rig = Rig::OpenOnCuda(s.dir, {});
+    ASSERT_TRUE(rig.ok()) << rig.error().Message();
+    const auto proofs = engine::VerifyExperts((*rig)->checkpoint, (*rig)->plan, (*rig)->weights,
+                                              *(*rig)->device, (*rig)->pool);
+    ASSERT_TRUE(proofs.ok()) << proofs.error().Message();
+    EXPECT_EQ(proofs->size(), static_cast<size_t>((*rig)->plan.model.n_layers));
+    for (const engine::LayerProof& p : *proofs) {
+      EXPECT_EQ(NameOf(p.measured), s.w4a4 ? "fp4" : "bf16") << s.name << " layer " << p.layer;
+    }
   }
 }
 
