@@ -7,6 +7,7 @@
 #include "base/memory_use.h"
 #include "base/read_bandwidth.h"
 #include "bench_report.h"
+#include "bench_requests.h"
 #include "bench_tests.h"
 #include "command.h"
 #include "synth/noise.h"
@@ -23,6 +24,7 @@ struct Arguments {
   std::string threads, output = "md";
   int repetitions = 5;
   bool profile = false;
+  RequestBench requests;
 };
 
 /// The most that the process held of its own, looked at now and then.
@@ -103,10 +105,10 @@ BenchModel Describe(const Arguments& a, engine::Engine& engine) {
 }
 
 /// Ids that are the same in every run, and all over the vocabulary.
-std::vector<int32_t> PromptOf(int64_t length, int vocab) {
+std::vector<int32_t> PromptOf(int64_t length, int vocab, std::string_view what = "prompt") {
   std::vector<int32_t> ids(static_cast<size_t>(length));
   for (size_t i = 0; i < ids.size(); ++i) {
-    ids[i] = static_cast<int32_t>(synth::Hash(i, "prompt") % static_cast<uint64_t>(vocab));
+    ids[i] = static_cast<int32_t>(synth::Hash(i, what) % static_cast<uint64_t>(vocab));
   }
   return ids;
 }
@@ -169,6 +171,33 @@ Result<void> BenchThreads(const Arguments& a, const std::vector<BenchTest>& test
   return {};
 }
 
+Result<void> BenchRequests(const Arguments& a) {
+  NIBBLE_TRY(engine::EngineOptions options, a.model.ParseToRun());
+  if (!a.threads.empty()) {
+    NIBBLE_TRY(const auto threads, ParseNumbers(a.threads, 0, 1024));
+    if (threads.size() != 1)
+      return Err(ErrorCode::kInvalidArgument, "--requests with {} numbers of threads, expected one",
+                 threads.size());
+    options.threads = static_cast<int>(threads[0]);
+  }
+  options.wishes.sequences = a.requests.prefix > 0 ? 2 : 1;
+  if (options.wishes.context == 0) options.wishes.context = a.requests.Context();
+  MemoryWatch memory;
+  NIBBLE_TRY(const std::unique_ptr<engine::Engine> engine, Load(a, options, &memory));
+  const int vocab = engine->plan().model.vocab;
+  const auto ids = [&](int64_t length, int64_t request) {
+    return PromptOf(length, vocab, fmt::format("request {}", request));
+  };
+  NIBBLE_TRY(const RequestFigures figures, RunRequests(*engine, a.requests, ids));
+  const BenchModel model = Describe(a, *engine);
+  if (a.model.json || a.output == "json") {
+    PrintJson(RequestsJson(model, a.requests, figures), 2);
+  } else {
+    PrintRequests(model, a.requests, figures);
+  }
+  return {};
+}
+
 Result<void> Bench(const Arguments& a) {
   NIBBLE_TRY(const BenchFormat format, ParseBenchFormat(a.model.json ? "json" : a.output));
   NIBBLE_TRY(const auto tests, ParseBenchTests(a.prompts, a.generated, a.pairs, a.depths));
@@ -180,6 +209,7 @@ Result<void> Bench(const Arguments& a) {
     return Err(ErrorCode::kInvalidArgument,
                "expected a checkpoint's directory, or --synthetic and one of configs");
   }
+  if (a.requests.requests > 0) return BenchRequests(a);
   BenchReport report(format);
   for (const int64_t count : threads)
     NIBBLE_CHECK_OK(BenchThreads(a, tests, static_cast<int>(count), &report));
@@ -214,6 +244,23 @@ Verb AddBench(CLI::App& app) {
                  "instead of a checkpoint: random weights in memory, of this directory's configs "
                  "(nibble synth)");
   a->synth.AddTo(app);
+  // Requests instead of -p and -n.
+  const auto count = [&](const char* name, int64_t* to, int64_t least, const char* what) {
+    return app.add_option(name, *to, what)->check(CLI::Range(least, int64_t{1} << 24));
+  };
+  auto* const requests = count("--requests", &a->requests.requests, 1,
+                               "measure so many requests one after the other, as a server's one "
+                               "user makes them: TTFT, ITL, latency, output tok/s");
+  count("--warmup", &a->requests.warmup, 0, "requests before those that count")->needs(requests);
+  count("--input-len", &a->requests.input, 1, "tokens of each request")->needs(requests);
+  count("--output-len", &a->requests.output, 1, "tokens to generate for each")->needs(requests);
+  count("--prefix-len", &a->requests.prefix, 0,
+        "tokens before those that all requests share: prefilled once, copied for each")
+      ->needs(requests);
+  app.add_option("--synthetic-acceptance", a->requests.acceptance,
+                 "tokens that a round of --spec commits on average, 1 … K+1, whatever the drafts "
+                 "are: for weights that mean nothing")
+      ->needs(requests);
   return [a] {
     auto done = Bench(*a);
     return done ? 0 : Fail(done.error(), a->model.json);

@@ -61,8 +61,8 @@ Result<std::unique_ptr<Engine>> Engine::OpenCheckpoint(checkpoint::Checkpoint ch
   }
   NIBBLE_TRY(e->model_, model::QwenMoe::Create(
                             e->plan_.model, e->weights_, *e->operators_,
-                            {1, e->plan_.context, e->plan_.kv_dtype, e->plan_.draft_tokens + 1,
-                             plan::MaxBatchTokens(device.kind)}));
+                            {e->plan_.sequences, e->plan_.context, e->plan_.kv_dtype,
+                             e->plan_.draft_tokens + 1, plan::MaxBatchTokens(device.kind)}));
   const double made = watch.Seconds();
 
   if (auto tokenizer = text::Tokenizer::Load(dir)) {
@@ -132,17 +132,30 @@ uint64_t Engine::BytesPerToken() const {
 
 Result<void> Engine::CheckRequest(const Request& request) const {
   NIBBLE_CHECK_OK(request.sampling.Check());
-  if (request.prompt.empty()) return Err(ErrorCode::kInvalidArgument, "the prompt has no tokens");
-  for (size_t i = 0; i < request.prompt.size(); ++i) {
-    if (request.prompt[i] < 0 || request.prompt[i] >= plan_.model.vocab) {
+  const double length = request.synthetic_acceptance;
+  if (length != 0 && !(length >= 1 && length <= plan_.draft_tokens + 1)) {
+    return Err(ErrorCode::kInvalidArgument,
+               "{} accepted tokens a round with {} drafts, expected 1 … {}", length,
+               plan_.draft_tokens, plan_.draft_tokens + 1);
+  }
+  if (request.after_prefix && prefix_.empty())
+    return Err(ErrorCode::kInvalidArgument, "a request after a prefix, and none was kept");
+  return CheckPrompt(request.prompt, request.after_prefix ? prefix_.size() : 0);
+}
+
+/// Of ids behind `before` others.
+Result<void> Engine::CheckPrompt(std::span<const int32_t> ids, size_t before) const {
+  if (ids.empty()) return Err(ErrorCode::kInvalidArgument, "the prompt has no tokens");
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (ids[i] < 0 || ids[i] >= plan_.model.vocab) {
       return Err(ErrorCode::kInvalidArgument, "prompt token {} is id {}, expected 0 … {}", i,
-                 request.prompt[i], plan_.model.vocab - 1);
+                 ids[i], plan_.model.vocab - 1);
     }
   }
-  if (static_cast<int64_t>(request.prompt.size()) > plan_.context) {
+  if (static_cast<int64_t>(before + ids.size()) > plan_.context) {
     Error error = Err(ErrorCode::kInvalidArgument,
                       "the prompt has {} tokens, the maximum context length is {}",
-                      request.prompt.size(), plan_.context);
+                      before + ids.size(), plan_.context);
     error.hint = "ask for more with --ctx, or shorten it";
     return error;
   }

@@ -39,6 +39,10 @@ struct Request {
   bool ignore_eos = false;
   bool keep_special = false;  // special tokens' text stays in the answer
   bool profile = false;       // fill Timings' operators
+  bool after_prefix = false;  // the prompt goes on from what KeepPrefix() was given last
+  /// Tokens that a round of speculation commits on average, 1 … K+1, whatever the model says of the
+  /// drafts: for measurements with weights that mean nothing. 0: drafts are accepted where they are right.
+  double synthetic_acceptance = 0;
 };
 
 enum class FinishReason : uint8_t { kStop, kLength, kCancelled };
@@ -102,6 +106,12 @@ class Engine {
   ///         context, parameters), kInternal (NaN logits)
   Result<Completion> Generate(const Request& request, const OnText& on_text = {});
 
+  /// Runs a prompt's beginning that many requests share, into the plan's second sequence: Generate()
+  /// copies its state for each request that asks for it. The last token is left to the requests, whose
+  /// own tokens the MTP module needs beside it.
+  /// errors  as Generate; kInvalidArgument: the plan has one sequence
+  Result<void> KeepPrefix(std::span<const int32_t> ids);
+
   /// Mean negative log-likelihood of each window's tokens 1..length, given all before: `length`
   /// predictions a window. tokens [>= starts + length + 1]
   Result<double> NegativeLogLikelihood(std::span<const int32_t> tokens, int64_t windows,
@@ -116,6 +126,7 @@ class Engine {
  private:
   Engine() = default;
   Result<void> CheckRequest(const Request& request) const;
+  Result<void> CheckPrompt(std::span<const int32_t> ids, size_t before) const;
 
   checkpoint::Checkpoint checkpoint_;
   plan::Plan plan_;
@@ -128,6 +139,7 @@ class Engine {
   std::optional<text::ChatTemplate> template_;
   Error template_error_;
   double load_seconds_ = 0;
+  std::vector<int32_t> prefix_;  // that KeepPrefix() ran
 };
 
 }  // namespace nibble::engine

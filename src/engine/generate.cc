@@ -61,14 +61,19 @@ class TextSink {
   bool matched_ = false;
 };
 
+constexpr int kPrefixSlot = 1;
+
 /// One completion on its way: what was drawn, and what the model's slot holds of it.
 class Generation {
  public:
-  Generation(Engine& engine, const Request& request, int64_t max_tokens, Sampler sampler,
-             TextSink sink)
+  /// `before`: positions of the slot that have run already; `prompt` begins behind them.
+  Generation(Engine& engine, const Request& request, std::span<const int32_t> prompt,
+             int64_t before, int64_t max_tokens, Sampler sampler, TextSink sink)
       : model_(engine.model()),
-        times_(engine.operators().times()),
+        operators_(engine.operators()),
         request_(request),
+        prompt_(prompt),
+        before_(before),
         eos_(engine.plan().model.eos_ids),
         max_tokens_(max_tokens),
         batch_tokens_(plan::MaxBatchTokens(engine.plan().device.kind)),
@@ -76,6 +81,7 @@ class Generation {
         vocab_(engine.plan().model.vocab),
         sampler_(std::move(sampler)),
         sink_(std::move(sink)),
+        synthetic_(request.synthetic_acceptance),
         logits_(vocab_ * (draft_tokens_ + 1)) {
     out_.speculation.draft_tokens = draft_tokens_;
   }
@@ -92,9 +98,9 @@ class Generation {
   Result<void> Timed(PhaseTime* phase, F work) {
     const Stopwatch watch;
     const double cpu = CpuSeconds();
-    if (request_.profile) times_.Start();
+    if (request_.profile) operators_.times().Start();
     const Result<void> done = work();
-    if (request_.profile) phase->operators = times_.Stop();
+    if (request_.profile) phase->operators = operators_.times().Stop();
     phase->seconds = watch.Seconds();
     phase->cpu_seconds = CpuSeconds() - cpu;
     return done;
@@ -103,12 +109,12 @@ class Generation {
   /// Runs the prompt and draws the first token; the MTP module follows over every position, each
   /// with the token that comes next.
   Result<void> Prefill() {
-    const std::span<const int32_t> prompt(request_.prompt);
-    const int64_t n = static_cast<int64_t>(prompt.size());
+    const int64_t n = static_cast<int64_t>(prompt_.size());
+    if (before_ > 0) operators_.CopySlot(kPrefixSlot, 0, before_);
     for (int64_t start = 0; start < n; start += batch_tokens_) {
       const int64_t rows = std::min(batch_tokens_, n - start), last = rows - 1;
-      const kernels::SequenceRows sequence{0, 0, rows, start};
-      model_.Forward(prompt.subspan(start, rows), {&sequence, 1});
+      const kernels::SequenceRows sequence{0, 0, rows, before_ + start};
+      model_.Forward(prompt_.subspan(start, rows), {&sequence, 1});
       const bool final = start + rows == n;
       if (final) {
         const std::span<float> logits(logits_.data(), vocab_);
@@ -118,13 +124,13 @@ class Generation {
         Commit(id);
       }
       if (draft_tokens_ == 0 || done_) continue;
-      std::vector<int32_t> next(prompt.begin() + start + 1,
-                                prompt.begin() + std::min(start + rows + 1, n));
+      std::vector<int32_t> next(prompt_.begin() + start + 1,
+                                prompt_.begin() + std::min(start + rows + 1, n));
       if (final) next.push_back(out_.ids.back());
       model_.Draft(next, {&sequence, 1});
-      if (final) NIBBLE_CHECK_OK(DraftAfter(last, n - 1));
+      if (final) NIBBLE_CHECK_OK(DraftAfter(last, before_ + n - 1));
     }
-    position_ = n;
+    position_ = before_ + n;
     return {};
   }
 
@@ -155,8 +161,11 @@ class Generation {
       if (sampler_.greedy()) return likeliest[row];
       return sampler_.Next(std::span(logits_).subspan(row * vocab_, vocab_));
     };
-    NIBBLE_TRY(const int64_t accepted,
-               DrawRound(std::span(ids).subspan(1), draw, [&](int32_t id) { return Commit(id); }));
+    const auto commit = [&](int32_t id) { return Commit(id); };
+    const auto drafts = std::span<const int32_t>(ids).subspan(1);
+    NIBBLE_TRY(const int64_t accepted, request_.synthetic_acceptance > 0
+                                           ? synthetic_.DrawRound(drafts, draw, commit)
+                                           : DrawRound(drafts, draw, commit));
     if (draft_tokens_ > 0) {
       out_.speculation.rounds.push_back({static_cast<int>(drafted), static_cast<int>(accepted)});
       model_.Keep(0, accepted + 1);
@@ -215,8 +224,10 @@ class Generation {
   }
 
   model::QwenMoe& model_;
-  kernels::OperatorTimes& times_;
+  kernels::Operators& operators_;
   const Request& request_;
+  const std::span<const int32_t> prompt_;
+  const int64_t before_;
   const std::vector<int32_t>& eos_;
   const int64_t max_tokens_;
   const int64_t batch_tokens_;
@@ -224,6 +235,7 @@ class Generation {
   const int64_t vocab_;
   Sampler sampler_;
   TextSink sink_;
+  SyntheticAcceptance synthetic_;
   std::vector<float> logits_;  // [K + 1, vocab]
   std::vector<int32_t> drafts_;
   int64_t position_ = 0;  // of the last drawn token
@@ -235,16 +247,44 @@ class Generation {
 
 Result<Completion> Engine::Generate(const Request& request, const OnText& on_text) {
   NIBBLE_CHECK_OK(CheckRequest(request));
-  const int64_t vocab = plan_.model.vocab, n_prompt = static_cast<int64_t>(request.prompt.size());
+  // The prefix's last token runs with the request.
+  std::vector<int32_t> prompt = request.prompt;
+  const int64_t before = request.after_prefix ? static_cast<int64_t>(prefix_.size()) - 1 : 0;
+  if (request.after_prefix) prompt.insert(prompt.begin(), prefix_.back());
+  const int64_t vocab = plan_.model.vocab;
+  const int64_t n_prompt = before + static_cast<int64_t>(prompt.size());
   const int64_t drawable = tokenizer_ ? std::min<int64_t>(tokenizer_->vocab_size(), vocab) : vocab;
   const int64_t room = plan_.context - n_prompt + 1;  // the last token need not be cached
   const int64_t max_tokens = request.max_tokens > 0 ? std::min(request.max_tokens, room) : room;
-  Sampler sampler(request.sampling, vocab, drawable, request.prompt);
+  std::vector<int32_t> seen = request.after_prefix ? prefix_ : std::vector<int32_t>();
+  seen.insert(seen.end(), request.prompt.begin(), request.prompt.end());
+  Sampler sampler(request.sampling, vocab, drawable, seen);
   NIBBLE_TRY(TextSink sink, TextSink::Make(tokenizer(), request, on_text));
-  Generation generation(*this, request, max_tokens, std::move(sampler), std::move(sink));
+  Generation generation(*this, request, prompt, before, max_tokens, std::move(sampler),
+                        std::move(sink));
   NIBBLE_TRY(Completion out, generation.Run());
   out.timings.load_seconds = load_seconds_;
   return out;
+}
+
+Result<void> Engine::KeepPrefix(std::span<const int32_t> ids) {
+  prefix_.clear();
+  if (plan_.sequences <= kPrefixSlot) {
+    return Err(ErrorCode::kInvalidArgument, "a prefix needs a plan of two sequences, not {}",
+               plan_.sequences);
+  }
+  NIBBLE_CHECK_OK(CheckPrompt(ids, 0));
+  const int64_t n = static_cast<int64_t>(ids.size()) - 1;
+  const int64_t most = plan::MaxBatchTokens(plan_.device.kind);
+  for (int64_t start = 0; start < n; start += most) {
+    const int64_t rows = std::min(most, n - start);
+    const kernels::SequenceRows sequence{kPrefixSlot, 0, rows, start};
+    model_->Forward(ids.subspan(start, rows), {&sequence, 1});
+    if (plan_.draft_tokens > 0) model_->Draft(ids.subspan(start + 1, rows), {&sequence, 1});
+  }
+  NIBBLE_CHECK_OK(operators_->Finish());
+  prefix_.assign(ids.begin(), ids.end());
+  return {};
 }
 
 }  // namespace nibble::engine

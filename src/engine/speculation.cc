@@ -1,5 +1,8 @@
 #include "engine/speculation.h"
 
+#include <algorithm>
+#include <cmath>
+
 namespace nibble::engine {
 
 Result<int> DrawRound(std::span<const int32_t> drafts,
@@ -10,6 +13,21 @@ Result<int> DrawRound(std::span<const int32_t> drafts,
     const bool right = row < drafts.size() && id == drafts[row];
     if (!commit(id) || !right) return static_cast<int>(row + right);
   }
+}
+
+Result<int> SyntheticAcceptance::DrawRound(std::span<const int32_t> drafts,
+                                           const std::function<Result<int32_t>(size_t row)>& next,
+                                           const std::function<bool(int32_t id)>& commit) {
+  owed_ += mean_length_ - 1;
+  const auto wanted = static_cast<size_t>(std::max(0.0, std::floor(owed_ + 1e-9)));
+  const size_t accepted = std::min(wanted, drafts.size());
+  owed_ -= static_cast<double>(accepted);
+  for (size_t i = 0; i < accepted; ++i) {
+    if (!commit(drafts[i])) return static_cast<int>(i + 1);
+  }
+  NIBBLE_TRY(const int32_t id, next(accepted));
+  commit(id);
+  return static_cast<int>(accepted);
 }
 
 double SpeculationStats::MeanLength() const {

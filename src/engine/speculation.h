@@ -22,6 +22,24 @@ Result<int> DrawRound(std::span<const int32_t> drafts,
                       const std::function<Result<int32_t>(size_t row)>& next,
                       const std::function<bool(int32_t id)>& commit);
 
+/// Rounds whose verdict is made up, for measurements: drafts are accepted by count and not by what
+/// they are, so that a round commits `mean_length` tokens on average, as evenly as whole numbers go.
+/// Everything else costs what it does.
+class SyntheticAcceptance {
+ public:
+  explicit SyntheticAcceptance(double mean_length) : mean_length_(mean_length) {}
+
+  /// DrawRound, where the accepted drafts are themselves the tokens and `next` gives the one after
+  /// them.
+  Result<int> DrawRound(std::span<const int32_t> drafts,
+                        const std::function<Result<int32_t>(size_t row)>& next,
+                        const std::function<bool(int32_t id)>& commit);
+
+ private:
+  double mean_length_;
+  double owed_ = 0;  // tokens that the rounds so far fell short of the mean
+};
+
 /// What speculation did in one completion. A round is one pass of the model over the last token and
 /// the drafts after it; it commits the accepted drafts and one token more.
 struct SpeculationStats {

@@ -167,5 +167,47 @@ TEST(SpeculationStats, CountsByRoundAndByPosition) {
   EXPECT_EQ(stats.PositionRates(), (std::vector<double>{3.0 / 4, 1.0 / 3, 1.0 / 3}));
 }
 
+TEST(Speculation, SyntheticRoundsHaveTheMeanLength) {
+  for (const double length : {1.0, 1.5, 2.0, 3.15, 3.9, 4.0}) {
+    SyntheticAcceptance synthetic(length);
+    const std::vector<int32_t> drafts = {10, 11, 12};
+    int64_t tokens = 0, most = 0, least = 99;
+    for (int round = 0; round < 2000; ++round) {
+      std::vector<int32_t> drawn;
+      const auto accepted = synthetic.DrawRound(
+          drafts, [](size_t row) -> Result<int32_t> { return 100 + static_cast<int32_t>(row); },
+          [&](int32_t id) {
+            drawn.push_back(id);
+            return true;
+          });
+      ASSERT_TRUE(accepted.ok());
+      // The drafts, and what the model says behind them.
+      ASSERT_EQ(drawn.size(), static_cast<size_t>(*accepted) + 1);
+      for (int i = 0; i < *accepted; ++i) EXPECT_EQ(drawn[i], drafts[i]);
+      EXPECT_EQ(drawn.back(), 100 + *accepted);
+      tokens += *accepted + 1;
+      most = std::max<int64_t>(most, *accepted + 1);
+      least = std::min<int64_t>(least, *accepted + 1);
+    }
+    EXPECT_NEAR(static_cast<double>(tokens) / 2000, length, 1.0 / 2000) << length;
+    EXPECT_LE(most - least, 1) << length;
+  }
+}
+
+TEST(Speculation, ASyntheticRoundEndsWithTheAnswer) {
+  SyntheticAcceptance synthetic(4);
+  const std::vector<int32_t> drafts = {10, 11, 12};
+  std::vector<int32_t> drawn;
+  const auto accepted = synthetic.DrawRound(
+      drafts, [](size_t) -> Result<int32_t> { return 100; },
+      [&](int32_t id) {
+        drawn.push_back(id);
+        return drawn.size() < 2;
+      });
+  ASSERT_TRUE(accepted.ok());
+  EXPECT_EQ(*accepted, 2);
+  EXPECT_EQ(drawn, (std::vector<int32_t>{10, 11}));
+}
+
 }  // namespace
 }  // namespace nibble::engine

@@ -80,6 +80,28 @@ Result<void> HostAttention::Allocate(const KvShape& shape) {
   return {};
 }
 
+void HostAttention::CopySlot(int from, int to, int64_t positions) {
+  const int64_t heads = kv_.kv_width / kv_.head_dim;
+  // In double a position's heads lie together, else a head's positions, in whole blocks.
+  const int64_t runs = in_double_ ? 1 : heads, together = in_double_ ? heads : 1;
+  const int64_t used = in_double_
+                           ? positions
+                           : std::min(capacity_, (positions + kKvBlock - 1) / kKvBlock * kKvBlock);
+  const auto copy = [&](HugeBuffer& cache, int64_t layer, int64_t run, int64_t bytes) {
+    const auto at = [&](int64_t slot) {
+      return cache.data() +
+             ((layer * kv_.slots + slot) * runs + run) * capacity_ * together * bytes;
+    };
+    std::memcpy(at(to), at(from), static_cast<size_t>(used * together * bytes));
+  };
+  for (int64_t layer = 0; layer < kv_.layers; ++layer) {
+    for (int64_t run = 0; run < runs; ++run) {
+      copy(keys_, layer, run, key_bytes_);
+      copy(values_, layer, run, value_bytes_);
+    }
+  }
+}
+
 float HostAttention::Scale(const std::vector<float>& scales, int64_t layer) const {
   return kv_.dtype == KvDtype::kFp8 && !scales.empty() ? scales[layer] : 1.0f;
 }

@@ -47,6 +47,8 @@ class HostAttention {
   Result<void> Allocate(const KvShape& shape);
   /// errors   kOutOfMemory, where a batch or a context is larger than any before
   Result<void> Run(const AttentionCall& call);
+  /// Operators::CopySlot
+  void CopySlot(int from, int to, int64_t positions);
 
  private:
   /// Some rows of a sequence, and the blocks of its cache that they read, in `runs` nearly equal

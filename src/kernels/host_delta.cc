@@ -67,6 +67,18 @@ void HostDelta::Keep(int slot, int64_t rows) {
   }
 }
 
+void HostDelta::CopySlot(int from, int to) {
+  const DeltaShape& d = shape_.delta;
+  const size_t element = form_ == DeltaForm::kDouble ? sizeof(double) : sizeof(float);
+  for (int64_t layer = 0; layer < shape_.layers; ++layer) {
+    const Slot a = SlotAt(layer, from), b = SlotAt(layer, to);
+    std::copy_n(a.state, static_cast<size_t>(d.state_size()) * element, b.state);
+    std::copy_n(a.history, (d.taps - 1) * d.channels(), b.history);
+    std::copy_n(a.log, shape_.tentative_rows * LogWidth(), b.log);
+    pending_[SlotIndex(layer, to)] = pending_[SlotIndex(layer, from)];
+  }
+}
+
 /// The convolution's history after `rows` of the run, and the log of those that may be taken back.
 void HostDelta::Remember(Slot slot, int64_t rows, std::span<const float* const> logged) const {
   const DeltaShape& d = shape_.delta;

@@ -30,6 +30,8 @@ class HostDelta {
   void Run(int64_t layer, const SequenceRows& rows, const DeltaParameters& parameters,
            const float* in, float* out);
   void Keep(int slot, int64_t rows);
+  /// Operators::CopySlot
+  void CopySlot(int from, int to);
 
  private:
   /// What a slot of one layer owes: rows that ran tentatively, and how many of them stay.

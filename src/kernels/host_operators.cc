@@ -288,6 +288,11 @@ void HostOperators::DeltaNet(const DeltaShape&, int64_t layer, const DeltaParame
 
 void HostOperators::Keep(int slot, int64_t rows) { delta_.Keep(slot, rows); }
 
+void HostOperators::CopySlot(int from, int to, int64_t positions) {
+  attention_.CopySlot(from, to, positions);
+  delta_.CopySlot(from, to);
+}
+
 void HostOperators::AddSharedExpert(const CanonicalBf16& gate, Matrix x, Matrix shared, Matrix y) {
   const auto timed = times_.Time("add_shared_expert");
   ForRows(x.rows, 3 * x.cols, [&](int64_t first, int64_t last, int) {

@@ -58,6 +58,7 @@ class HostOperators : public Operators {
   void DeltaNet(const DeltaShape& shape, int64_t layer, const DeltaParameters& parameters,
                 Matrix in, Matrix out) override;
   void Keep(int slot, int64_t rows) override;
+  void CopySlot(int from, int to, int64_t positions) override;
   void Route(const CanonicalBf16& router, Matrix x, bool renormalize, Routing routing) override;
   void Experts(const PreparedExperts& experts, Matrix x, const Routing& routing, Matrix y) override;
   void Concat(Matrix a, Matrix b, Matrix out) override;

@@ -152,6 +152,9 @@ class Operators {
   /// Of the tentative rows that slot's last batch ran, the first `rows` stay and the others never
   /// were. (A cache needs no telling: what lies behind a sequence's end is overwritten.)
   virtual void Keep(int slot, int64_t rows) = 0;
+  /// Slot `to` becomes what slot `from` is, which holds `positions` positions; of its tentative rows it
+  /// is said how many stay. Ends when the next step begins.
+  virtual void CopySlot(int from, int to, int64_t positions) = 0;
 
   /// p = softmax over all experts of x W^T in fp32 (x unrounded: near ties decide whole experts),
   /// the top_k largest; divided by their sum if renormalize. Where a shared expert is routed to, W has

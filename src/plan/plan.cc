@@ -132,7 +132,7 @@ uint64_t WorkspaceBytes(const checkpoint::ModelConfig& c, DeviceKind device, int
 uint64_t KvBytes(const Plan& plan, const Ranks& ranks) {
   const checkpoint::ModelConfig& c = plan.model;
   const int layers = c.LayersOf(checkpoint::Mixer::kAttention) + (plan.draft_tokens > 0 ? 1 : 0);
-  return static_cast<uint64_t>(KvBytes(plan.kv_dtype) * layers) *
+  return static_cast<uint64_t>(KvBytes(plan.kv_dtype) * layers * plan.sequences) *
          static_cast<uint64_t>(plan.context) * static_cast<uint64_t>(KvHeadsOf(c, ranks)) *
          static_cast<uint64_t>(c.head_dim);
 }
@@ -367,9 +367,10 @@ Result<Plan> MakePlan(const checkpoint::Checkpoint& checkpoint, const DeviceInfo
   constexpr int64_t kDefaultContext = 32768;
   plan.context =
       wishes.context > 0 ? wishes.context : std::min(plan.model.max_positions, kDefaultContext);
+  plan.sequences = wishes.sequences;
   PlanKvCache(wishes, quant, &plan);
   plan.memory.kv = KvBytes(plan, RanksOf(wishes));
-  plan.memory.state = StateBytes(plan.model);
+  plan.memory.state = StateBytes(plan.model) * static_cast<uint64_t>(plan.sequences);
   plan.memory.workspace = WorkspaceBytes(plan.model, device.kind, plan.context);
   return plan;
 }

@@ -38,7 +38,8 @@ struct Plan {
   SourceFormat source_format = SourceFormat::kNone;
   std::vector<PlannedModule> modules;  // in forward order
   Backend glue = Backend::kCpu;        // norms, RoPE, attention, router
-  int64_t context = 0;                 // tokens of KV cache
+  int64_t context = 0;                 // tokens of KV cache that a sequence has
+  int sequences = 1;                   // that have one
   KvDtype kv_dtype = KvDtype::kF32;
   std::string kv_evidence;  // why that
   bool batch_invariant = false;

@@ -18,6 +18,8 @@ struct Wishes {
   bool bf16_activations = false;
   // Tokens of KV cache; 0: the model's own, up to 32768.
   int64_t context = 0;
+  // Sequences that have a cache of that many tokens each.
+  int sequences = 1;
   // --kv-cache-dtype; nothing: what the checkpoint declares, else what the device computes in.
   std::optional<KvDtype> kv_dtype;
   // --spec mtp:K; 0: no speculation.

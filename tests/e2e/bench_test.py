@@ -145,5 +145,32 @@ class Bench(unittest.TestCase):
         run("bench", expect=2)
 
 
+class Requests(unittest.TestCase):
+    WORKLOAD = ["--synthetic", MINI, "--requests", "4", "--warmup", "1", "--prefix-len", "60", "--input-len", "20", "--output-len", "33"]
+
+    def test_figures_agree(self):
+        told = json.loads(run("bench", *self.WORKLOAD, "--spec", "mtp:3", "--synthetic-acceptance", "3.15", "--json").stdout)
+        self.assertEqual(told["output_tokens"], 4 * 33)
+        self.assertEqual(told["synthetic_acceptance"], 3.15)
+        self.assertTrue(2.8 < told["acceptance_length"] <= 3.2)
+        self.assertAlmostEqual(told["output_throughput"], told["output_tokens"] / told["duration_s"], places=3)
+        for kind in ("ttft_ms", "itl_ms", "latency_ms"):
+            figures = [told[kind][name] for name in ("min", "p50", "p90", "p99", "max")]
+            self.assertEqual(figures, sorted(figures))
+            self.assertTrue(figures[0] <= told[kind]["mean"] <= figures[-1])
+        self.assertAlmostEqual(told["latency_ms"]["mean"], told["ttft_ms"]["mean"] + 32 * told["itl_ms"]["mean"], places=3)
+        self.assertLessEqual(4 * told["latency_ms"]["mean"], 1e3 * told["duration_s"] * 1.0001)
+
+    def test_says_that_acceptance_is_synthetic(self):
+        told = run("bench", *self.WORKLOAD, "--spec", "mtp:2", "--synthetic-acceptance", "2").stdout
+        self.assertIn("SYNTHETIC acceptance", told)
+        self.assertNotIn("SYNTHETIC", run("bench", *self.WORKLOAD, "--spec", "mtp:2").stdout)
+
+    def test_bad_words(self):
+        self.assertIn("1 … 3", run("bench", *self.WORKLOAD, "--spec", "mtp:2", "--synthetic-acceptance", "3.5", expect=2).stderr)
+        self.assertIn("1 … 1", run("bench", *self.WORKLOAD, "--synthetic-acceptance", "2", expect=2).stderr)
+        self.assertIn("--requests", run("bench", "--synthetic", MINI, "--input-len", "5", expect=2).stderr)
+
+
 if __name__ == "__main__":
     unittest.main(argv=sys.argv[:1])

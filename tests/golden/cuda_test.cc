@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <iostream>
 
+#include "engine/engine.h"
 #include "engine/verify.h"
 #include "kernels/cuda/cuda.h"
 #include "rig.h"
@@ -87,6 +88,34 @@ TEST_F(Cuda, EveryLayerRunsItsPrecision) {
     for (const engine::LayerProof& p : *proofs) {
       EXPECT_EQ(NameOf(p.measured), s.w4a4 ? "fp4" : "bf16") << s.name << " layer " << p.layer;
     }
+  }
+}
+
+TEST_F(Cuda, AKeptPrefixIsThePromptsBeginning) {
+  for (const Subject& s : Subjects(false)) {
+    const auto ids = Reference(s.reference).Ints("p0.ids");
+    engine::EngineOptions options;
+    options.device = DeviceKind::kCuda;
+    options.wishes.context = 256;
+    options.wishes.sequences = 2;
+    options.wishes.draft_tokens = s.name.starts_with("qwen3.6") ? 2 : 0;
+    auto engine = engine::Engine::Open(s.dir, options);
+    ASSERT_TRUE(engine.ok()) << engine.error().Message();
+    ASSERT_GT(ids.size(), 6u);
+    const std::span<const int32_t> prompt = std::span(ids).first(std::min<size_t>(ids.size(), 24));
+    engine::Request whole, behind;
+    whole.prompt.assign(prompt.begin(), prompt.end());
+    behind.prompt.assign(prompt.end() - 3, prompt.end());
+    behind.after_prefix = true;
+    whole.max_tokens = behind.max_tokens = 4;
+    whole.sampling.temperature = behind.sampling.temperature = 0;
+    ASSERT_TRUE((*engine)->KeepPrefix(prompt.first(prompt.size() - 3)).ok());
+    // In a slot that held nothing, and in one that held the same prompt and what came after it.
+    const auto first = (*engine)->Generate(behind), want = (*engine)->Generate(whole),
+               again = (*engine)->Generate(behind);
+    ASSERT_TRUE(first.ok() && want.ok() && again.ok());
+    EXPECT_LT(RelativeL2(first->prompt_logits, want->prompt_logits), 0.008) << s.name;
+    EXPECT_EQ(first->prompt_logits, again->prompt_logits) << s.name;
   }
 }
 

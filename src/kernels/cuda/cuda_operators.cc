@@ -158,6 +158,7 @@ class CudaOperators : public kernels::Operators {
   void DeltaNet(const kernels::DeltaShape& shape, int64_t layer,
                 const kernels::DeltaParameters& parameters, Matrix in, Matrix out) override;
   void Keep(int slot, int64_t rows) override { inputs_.Keep(slot, rows); }
+  void CopySlot(int from, int to, int64_t positions) override;
   void Route(const CanonicalBf16& router, Matrix x, bool renormalize, Routing routing) override;
   void Experts(const PreparedExperts& experts, Matrix x, const Routing& routing, Matrix y) override;
   void Concat(Matrix a, Matrix b, Matrix out) override;
@@ -519,6 +520,31 @@ void CudaOperators::DeltaNet(const kernels::DeltaShape& shape, int64_t layer,
     NIBBLE_TRY(p.workspace, delta_work_.Reserve(p.workspace_bytes, stream_));
     return LaunchDeltaPrefill(p, stream_);
   });
+}
+
+void CudaOperators::CopySlot(int from, int to, int64_t positions) {
+  inputs_.CopySlot(from, to);
+  const auto copy = [&](const DeviceMemory& memory, int64_t layer, int64_t slots, size_t slot_bytes,
+                        size_t used) {
+    std::byte* const first = memory.get() + static_cast<size_t>(layer * slots) * slot_bytes;
+    Copy(first + static_cast<size_t>(to) * slot_bytes,
+         first + static_cast<size_t>(from) * slot_bytes, used, cudaMemcpyDeviceToDevice);
+  };
+  const size_t slot_bytes = kv_.Bytes() / 2 / static_cast<uint64_t>(kv_.layers * kv_.slots);
+  const size_t used = slot_bytes / static_cast<size_t>(max_pages_) *
+                      static_cast<size_t>(DivUp(static_cast<uint64_t>(positions), kKvPage));
+  for (int64_t layer = 0; layer < kv_.layers; ++layer) {
+    copy(keys_, layer, kv_.slots, slot_bytes, used);
+    copy(values_, layer, kv_.slots, slot_bytes, used);
+  }
+  const size_t state = static_cast<size_t>(recurrent_.delta.state_size()) * sizeof(float);
+  const auto ring = static_cast<size_t>(DeltaRingRows(recurrent_.delta, kDeltaDecodeRows) *
+                                        DeltaRingWidth(recurrent_.delta)) *
+                    sizeof(Bf16);
+  for (int64_t layer = 0; layer < recurrent_.layers; ++layer) {
+    copy(states_, layer, recurrent_.slots, state, state);
+    copy(rings_, layer, recurrent_.slots, ring, ring);
+  }
 }
 
 void CudaOperators::Route(const CanonicalBf16& router, Matrix x, bool renormalize,

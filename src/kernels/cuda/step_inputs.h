@@ -45,6 +45,10 @@ class StepInputs {
     kept_[static_cast<size_t>(slot)] = static_cast<int32_t>(rows);
   }
 
+  void CopySlot(int from, int to) {
+    kept_[static_cast<size_t>(to)] = kept_[static_cast<size_t>(from)];
+  }
+
   const StepShape& shape() const { return shape_; }
   Step step() const;
   const int32_t* ids() const { return reinterpret_cast<const int32_t*>(memory_.get()); }
