@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "graph_time.h"
+#include "kernels/cuda/linear_mma.h"
 #include "linear_check.h"
 
 namespace nibble::bench {
@@ -24,6 +25,7 @@ const std::vector<LinearKernel> kLinearKernels = {
     {"decode", 1, cuda::kSm90LinearDecodeTokens, cuda::LaunchSm90LinearDecode,
      [](const Sm90LinearParams&) -> size_t { return 0; }},
     {"prefill", 16, 1 << 20, cuda::LaunchSm90LinearPrefill, cuda::Sm90LinearPrefillWorkspace},
+    {"mma", 1, 1 << 20, cuda::LaunchLinearMma, cuda::LinearMmaWorkspace},
 };
 
 namespace {

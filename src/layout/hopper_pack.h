@@ -9,7 +9,7 @@
 namespace nibble {
 
 // Canonical weights to Hopper tiles on the CPU: the meaning of the format, and what the GPU's own
-// packing (kernels/cuda/sm90_pack.h) is tested against. Pure functions of their arguments.
+// packing (kernels/cuda/tile_pack.h) is tested against. Pure functions of their arguments.
 
 /// Gate and up of one expert, each [I, H], into `out` of HopperW13Layout(H, I).bytes() bytes, of BF16
 /// .bytes(HopperFormat::kBf16). The global scales stay outside. Shapes that differ between gate and up

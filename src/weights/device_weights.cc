@@ -77,7 +77,8 @@ struct Sizes {
   }
   Result<void> operator()(PreparedLinear& linear) {
     for (const PreparedLinearShard& shard : linear.shards) {
-      NIBBLE_CHECK(shard.backend == Backend::kHopper, "a linear on a GPU that is not HOPPER's");
+      NIBBLE_CHECK(shard.backend == Backend::kHopper || shard.backend == Backend::kMarlin,
+                   "a linear on a GPU of a backend that does not read Hopper's tiles");
       bytes += cuda::DeviceArena::BytesOfLinear(std::get<CanonicalWeight>(shard.weight));
     }
     return {};

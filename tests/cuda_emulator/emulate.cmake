@@ -2,6 +2,7 @@
 find_path(NIBBLE_CUDA_HEADERS cuda_runtime.h PATHS $ENV{CUDA_HOME}/include /usr/local/cuda/include REQUIRED DOC "Where the CUDA toolkit's headers are")
 find_package(Python3 COMPONENTS Interpreter REQUIRED)
 
+set(NIBBLE_EMULATED_CC 90 CACHE STRING "Compute capability of the emulated GPU, times ten")
 set(emulator ${CMAKE_SOURCE_DIR}/tests/cuda_emulator)
 set(translated ${CMAKE_BINARY_DIR}/translated)
 
@@ -18,6 +19,7 @@ if(NOT TARGET cuda_emulator)
   target_include_directories(cuda_emulator SYSTEM PUBLIC ${NIBBLE_CUDA_HEADERS})
   target_compile_features(cuda_emulator PUBLIC cxx_std_20)
   target_compile_options(cuda_emulator PRIVATE -O3)
+  target_compile_definitions(cuda_emulator PUBLIC NIBBLE_EMULATED_CC=${NIBBLE_EMULATED_CC})
   add_library(CUDA::cudart_static ALIAS cuda_emulator)
 
   file(GLOB headers RELATIVE ${CMAKE_SOURCE_DIR} CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/kernels/cuda/*.h

@@ -193,7 +193,7 @@ uint64_t Together(uint32_t mask, uint64_t v, uint64_t (*f)(const uint64_t* of_la
 #define __forceinline__ inline
 #undef __align__
 #define __align__(n) alignas(n)
-#define __CUDA_ARCH__ 900
+#define __CUDA_ARCH__ (10 * NIBBLE_EMULATED_CC)
 
 template <class... P>
 cudaError_t cudaFuncSetAttribute(void (*)(P...), cudaFuncAttribute, int) {

@@ -265,6 +265,13 @@ void MulBf16x2(const Instruction& i, Context& c) {
   c.Set(i.args[0],
         EachBf16(c.Get32(i.args[1]), c.Get32(i.args[2]), [](float a, float b) { return a * b; }));
 }
+void FmaBf16x2(const Instruction& i, Context& c) {
+  const auto half = [&](const Ref& r, int k) { return FromBf16(c.Get32(r) >> 16 * k & 0xFFFF); };
+  uint32_t out = 0;
+  for (int k = 0; k < 2; ++k)
+    out |= ToBf16(std::fma(half(i.args[1], k), half(i.args[2], k), half(i.args[3], k))) << 16 * k;
+  c.Set(i.args[0], out);
+}
 void MaxBf16x2(const Instruction& i, Context& c) {
   c.Set(i.args[0], EachBf16(c.Get32(i.args[1]), c.Get32(i.args[2]),
                             [](float a, float b) { return std::fmax(a, b); }));
@@ -529,6 +536,7 @@ constexpr Known kKnown[] = {
     {"rcp.approx.ftz.f32", Rcp},
     {"cvt.rna.tf32.f32", ToTf32},
     {"mul.rn.bf16x2", MulBf16x2},
+    {"fma.rn.bf16x2", FmaBf16x2},
     {"max.bf16x2", MaxBf16x2},
     {"max.NaN.bf16x2", MaxNanBf16x2},
     {"min.NaN.bf16x2", MinNanBf16x2},

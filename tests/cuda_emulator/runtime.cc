@@ -157,8 +157,9 @@ cudaError_t cudaGetDevice(int* n) {
 cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
   *p = {};
-  std::snprintf(p->name, sizeof p->name, "emulated sm_90");
-  p->major = 9;
+  std::snprintf(p->name, sizeof p->name, "emulated GPU");
+  p->major = NIBBLE_EMULATED_CC / 10;
+  p->minor = NIBBLE_EMULATED_CC % 10;
   p->multiProcessorCount = emulator::kMultiprocessors;
   p->totalGlobalMem = 16ull << 30;
   p->l2CacheSize = 50 << 20;
@@ -167,8 +168,8 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
 cudaError_t cudaDeviceGetAttribute(int* v, cudaDeviceAttr a, int) {
   *v = a == cudaDevAttrMultiProcessorCount            ? emulator::kMultiprocessors
        : a == cudaDevAttrMaxSharedMemoryPerBlockOptin ? 227 << 10
-       : a == cudaDevAttrComputeCapabilityMajor       ? 9
-       : a == cudaDevAttrComputeCapabilityMinor       ? 0
+       : a == cudaDevAttrComputeCapabilityMajor       ? NIBBLE_EMULATED_CC / 10
+       : a == cudaDevAttrComputeCapabilityMinor       ? NIBBLE_EMULATED_CC % 10
        : a == cudaDevAttrL2CacheSize                  ? 50 << 20
                                                       : 0;
   return cudaSuccess;

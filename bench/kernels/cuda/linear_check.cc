@@ -134,7 +134,7 @@ LinearWeights::LinearWeights(const std::vector<ShardSpec>& specs, int k, uint64_
       FillRandom(canonical_.back(), seed + canonical_.size(), stream);
     }
     packed_.back().Fill(0xEE);
-    Must(cuda::LaunchSm90PackLinear(format, codes_.back().get(), block_scales_.back().get(), s.n, k,
+    Must(cuda::LaunchTilePackLinear(format, codes_.back().get(), block_scales_.back().get(), s.n, k,
                                     packed_.back().get(), stream));
   }
   BENCH_CUDA(cudaStreamSynchronize(stream));

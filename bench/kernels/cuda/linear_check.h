@@ -6,7 +6,7 @@
 
 #include "device_buffer.h"
 #include "kernels/cuda/sm90_linear.h"
-#include "kernels/cuda/sm90_pack.h"
+#include "kernels/cuda/tile_pack.h"
 #include "linear_reference.h"
 
 // Checks of the kernels of linears against the sums in double.

@@ -11,7 +11,7 @@
 
 namespace nibble::bench {
 
-/// A canonical weight [n, k] on the device, as LaunchSm90PackLinear takes it, and its fp32 scales.
+/// A canonical weight [n, k] on the device, as LaunchTilePackLinear takes it, and its fp32 scales.
 struct CanonicalLinear {
   cuda::Sm90Weight weight;
   int n = 0, k = 0;

@@ -366,9 +366,9 @@ bool CheckPacking(const Canonical& c, const Packed& packed, int expert, cudaStre
     std::memcpy(&both_scales[i * groups], &scales[i % 2][i / 2 * groups], groups);
   }
   Buffer<uint8_t> in(both), in_scales(both_scales), out(w13.size());
-  const cuda::Sm90PackSource gate{in.get(), in_scales.get(), 0, 0, 2};
-  const cuda::Sm90PackSource up{in.get() + row, in_scales.get() + groups, 0, 0, 2};
-  Must(cuda::LaunchSm90PackW13(gate, up, 1, s.hidden, s.intermediate, out.get(), stream));
+  const cuda::TilePackSource gate{in.get(), in_scales.get(), 0, 0, 2};
+  const cuda::TilePackSource up{in.get() + row, in_scales.get() + groups, 0, 0, 2};
+  Must(cuda::LaunchTilePackW13(gate, up, 1, s.hidden, s.intermediate, out.get(), stream));
   BENCH_CUDA(cudaStreamSynchronize(stream));
   return same(packed.w13, expert, w13) && same(packed.w2, expert, w2) && same(out, 0, w13);
 }

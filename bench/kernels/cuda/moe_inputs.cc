@@ -2,15 +2,18 @@
 
 #include <algorithm>
 
+#include "kernels/cuda/moe_mma.h"
 #include "kernels/cuda/sm90_moe_inspect.h"
 
 namespace nibble::bench {
 
-const Kernel kKernels[2] = {
+const Kernel kKernels[3] = {
     {"decode", cuda::LaunchSm90MoeDecode, cuda::Sm90MoeDecodeWorkspace,
      cuda::Sm90MoeDecodeMaxTokens, cuda::CopySm90MoeDecodeHidden},
     {"prefill", cuda::LaunchSm90MoePrefill, cuda::Sm90MoePrefillWorkspace,
      [](const Sm90MoeShape&) { return 1 << 20; }, cuda::CopySm90MoePrefillHidden},
+    {"mma", cuda::LaunchMoeMma, cuda::MoeMmaWorkspace, [](const Sm90MoeShape&) { return 1 << 20; },
+     cuda::CopyMoeMmaHidden},
 };
 
 const char* NameOf(Routing r) {

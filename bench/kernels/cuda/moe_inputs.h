@@ -8,7 +8,7 @@
 #include "cuda_moe_reference.h"
 #include "device_buffer.h"
 #include "kernels/cuda/sm90_moe.h"
-#include "kernels/cuda/sm90_pack.h"
+#include "kernels/cuda/tile_pack.h"
 #include "layout/hopper_pack.h"
 
 // What the checks and the timings give the kernels: weights, scales, routings.
@@ -27,7 +27,7 @@ struct Kernel {
   int (*max_tokens)(const Sm90MoeShape&);
   Result<void> (*hidden)(const Sm90MoeParams&, Bf16*, cudaStream_t);
 };
-extern const Kernel kKernels[2];
+extern const Kernel kKernels[3];
 
 // --- weights: gate, up, down ---
 
@@ -42,7 +42,7 @@ struct Canonical {
         view{s,           codes[0].get(), ScalesOf(0), codes[1].get(),
              ScalesOf(1), codes[2].get(), ScalesOf(2)} {}
   uint8_t* ScalesOf(int i) const { return bf16 ? nullptr : scales[i].get(); }
-  cuda::Sm90PackSource Source(int i) const {
+  cuda::TilePackSource Source(int i) const {
     const size_t e = view.shape.experts;
     return {codes[i].get(), ScalesOf(i), code_bytes / e, n / e / 16};
   }
@@ -65,14 +65,14 @@ struct Packed {
   void Pack(const Canonical& c, cudaStream_t stream) {
     const Sm90MoeShape& s = c.view.shape;
     if (s.gated()) {
-      Must(cuda::LaunchSm90PackW13(c.Source(0), c.Source(1), s.experts, s.hidden, s.intermediate,
+      Must(cuda::LaunchTilePackW13(c.Source(0), c.Source(1), s.experts, s.hidden, s.intermediate,
                                    w13.get(), stream));
     } else {
-      Must(cuda::LaunchSm90PackW1(c.Source(1), s.experts, s.hidden, s.intermediate, w13.get(),
+      Must(cuda::LaunchTilePackW1(c.Source(1), s.experts, s.hidden, s.intermediate, w13.get(),
                                   stream));
     }
     Must(
-        cuda::LaunchSm90PackW2(c.Source(2), s.experts, s.hidden, s.intermediate, w2.get(), stream));
+        cuda::LaunchTilePackW2(c.Source(2), s.experts, s.hidden, s.intermediate, w2.get(), stream));
   }
   Buffer<uint8_t> w13, w2;
 };

@@ -13,7 +13,9 @@
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/delta.h"
 #include "kernels/cuda/device_memory.h"
+#include "kernels/cuda/linear_mma.h"
 #include "kernels/cuda/marks.h"
+#include "kernels/cuda/moe_mma.h"
 #include "kernels/cuda/norm.h"
 #include "kernels/cuda/route.h"
 #include "kernels/cuda/sample.h"
@@ -127,6 +129,20 @@ Sm90MoeParams MoeParams(const PreparedExperts& e, Matrix x, const Routing& routi
   return p;
 }
 
+/// A kernel for the experts.
+struct MoeKernel {
+  size_t (*workspace)(const Sm90MoeShape& shape, int tokens);
+  Result<void> (*launch)(const Sm90MoeParams& params, cudaStream_t stream);
+};
+constexpr MoeKernel kMoeMma = {MoeMmaWorkspace, LaunchMoeMma};
+constexpr MoeKernel kMoeDecode = {Sm90MoeDecodeWorkspace, LaunchSm90MoeDecode};
+constexpr MoeKernel kMoePrefill = {Sm90MoePrefillWorkspace, LaunchSm90MoePrefill};
+
+const MoeKernel* MoeKernelOf(const PreparedExperts& e, const Sm90MoeParams& p) {
+  if (e.backend == Backend::kMarlin) return &kMoeMma;
+  return Sm90MoeDecodeIsFaster(p.shape, p.tokens) ? &kMoeDecode : &kMoePrefill;
+}
+
 /// A step's launches, once they are known to repeat.
 struct Graph {
   StepShape shape;
@@ -181,7 +197,7 @@ class CudaOperators : public kernels::Operators {
   template <class F>
   void Timed(std::string_view name, std::string_view detail, F&& launch);
   void Copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind);
-  Result<std::byte*> Zeroed(const Sm90MoeShape& shape, bool decode, size_t bytes);
+  Result<std::byte*> Zeroed(const Sm90MoeShape& shape, const MoeKernel* kernel, size_t bytes);
 
   bool graphs_wanted_ = true, recording_ = false;
   cudaStream_t stream_ = nullptr;
@@ -195,7 +211,7 @@ class CudaOperators : public kernels::Operators {
   GrowingMemory argmax_;                    // ids and flags
   struct MoeWork {
     Sm90MoeShape shape;
-    bool decode = false;
+    const MoeKernel* kernel;
     GrowingMemory memory;
   };
   std::vector<MoeWork> moe_work_;  // zeroed, too, and of one shape each
@@ -427,6 +443,14 @@ void CudaOperators::AddRmsNorm(Matrix x, Matrix y, const SharedExpert& shared, V
 
 void CudaOperators::Linear(const PreparedLinear& linear, Matrix x, Matrix y) {
   Sm90LinearParams p = LinearParams(linear, x, y);
+  const auto portable = [](const PreparedLinearShard& s) { return s.backend == Backend::kMarlin; };
+  if (std::any_of(linear.shards.begin(), linear.shards.end(), portable)) {
+    return Timed("linear", linear.shards[0].name, [&]() -> Result<void> {
+      p.workspace_bytes = LinearMmaWorkspace(p);
+      NIBBLE_TRY(p.workspace, linear_work_.Reserve(p.workspace_bytes, stream_));
+      return LaunchLinearMma(p, stream_);
+    });
+  }
   if (p.tokens <= kSm90LinearDecodeTokens)
     return Timed("linear", linear.shards[0].name,
                  [&] { return LaunchSm90LinearDecode(p, stream_); });
@@ -567,24 +591,22 @@ void CudaOperators::Route(const CanonicalBf16& router, Matrix x, bool renormaliz
   });
 }
 
-Result<std::byte*> CudaOperators::Zeroed(const Sm90MoeShape& shape, bool decode, size_t bytes) {
+Result<std::byte*> CudaOperators::Zeroed(const Sm90MoeShape& shape, const MoeKernel* kernel,
+                                         size_t bytes) {
   for (MoeWork& work : moe_work_) {
-    if (work.shape == shape && work.decode == decode) return work.memory.Reserve(bytes, stream_);
+    if (work.shape == shape && work.kernel == kernel) return work.memory.Reserve(bytes, stream_);
   }
-  moe_work_.push_back({shape, decode, {}});
+  moe_work_.push_back({shape, kernel, {}});
   return moe_work_.back().memory.Reserve(bytes, stream_);
 }
 
 void CudaOperators::Experts(const PreparedExperts& experts, Matrix x, const Routing& routing,
                             Matrix y) {
   Sm90MoeParams p = MoeParams(experts, x, routing, y);
-  const bool decode =
-      Sm90MoeDecodeIsFaster(p.shape, p.tokens) && p.tokens <= Sm90MoeDecodeMaxTokens(p.shape);
+  const MoeKernel* const kernel = MoeKernelOf(experts, p);
   Timed("experts", [&]() -> Result<void> {
-    const size_t bytes = decode ? Sm90MoeDecodeWorkspace(p.shape, p.tokens)
-                                : Sm90MoePrefillWorkspace(p.shape, p.tokens);
-    NIBBLE_TRY(p.workspace, Zeroed(p.shape, decode, bytes));
-    return decode ? LaunchSm90MoeDecode(p, stream_) : LaunchSm90MoePrefill(p, stream_);
+    NIBBLE_TRY(p.workspace, Zeroed(p.shape, kernel, kernel->workspace(p.shape, p.tokens)));
+    return kernel->launch(p, stream_);
   });
 }
 

@@ -7,7 +7,7 @@
 #include "base/checked.h"
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/cuda_check.h"
-#include "kernels/cuda/sm90_pack.h"
+#include "kernels/cuda/tile_pack.h"
 
 namespace nibble::cuda {
 namespace {
@@ -153,7 +153,7 @@ Result<HopperMatrix> DeviceArena::PlaceLinear(const CanonicalWeight& w) {
   }
   auto* out = reinterpret_cast<uint8_t*>(
       Take(static_cast<uint64_t>(HopperLinearBytes(m.format, m.n, m.k))));
-  NIBBLE_CHECK_OK(LaunchSm90PackLinear(m.format, codes, block_scales, m.n, m.k, out, nullptr));
+  NIBBLE_CHECK_OK(LaunchTilePackLinear(m.format, codes, block_scales, m.n, m.k, out, nullptr));
   m.data = out;
   if (const auto scales = ScalesOf(w); !scales.empty()) {
     NIBBLE_TRY(const std::byte* at, Place(std::as_bytes(scales)));
@@ -170,9 +170,9 @@ Result<HopperExperts> DeviceArena::PlaceExperts(const PreparedExperts& e) {
   const auto w2_bytes = static_cast<uint64_t>(HopperW2Layout(hidden, intermediate).bytes(format));
   auto* w13 = reinterpret_cast<uint8_t*>(Take(experts * w13_bytes));
   auto* w2 = reinterpret_cast<uint8_t*>(Take(experts * w2_bytes));
-  const auto stage = [&](const PreparedWeight& w) -> Result<Sm90PackSource> {
+  const auto stage = [&](const PreparedWeight& w) -> Result<TilePackSource> {
     const auto& canonical = std::get<CanonicalWeight>(w);
-    Sm90PackSource source;
+    TilePackSource source;
     if (const auto* bf16 = std::get_if<CanonicalBf16>(&canonical)) {
       NIBBLE_TRY(source.codes, Stage({bf16->data, static_cast<size_t>(2 * bf16->n * bf16->k)}));
       return source;
@@ -186,16 +186,16 @@ Result<HopperExperts> DeviceArena::PlaceExperts(const PreparedExperts& e) {
   };
   for (uint64_t i = 0; i < experts; ++i) {
     staged_ = 0;
-    NIBBLE_TRY(const Sm90PackSource up, stage(e.up[i]));
-    NIBBLE_TRY(const Sm90PackSource down, stage(e.down[i]));
+    NIBBLE_TRY(const TilePackSource up, stage(e.up[i]));
+    NIBBLE_TRY(const TilePackSource down, stage(e.down[i]));
     if (e.gate.empty()) {
-      NIBBLE_CHECK_OK(LaunchSm90PackW1(up, 1, hidden, intermediate, w13 + i * w13_bytes, nullptr));
+      NIBBLE_CHECK_OK(LaunchTilePackW1(up, 1, hidden, intermediate, w13 + i * w13_bytes, nullptr));
     } else {
-      NIBBLE_TRY(const Sm90PackSource gate, stage(e.gate[i]));
+      NIBBLE_TRY(const TilePackSource gate, stage(e.gate[i]));
       NIBBLE_CHECK_OK(
-          LaunchSm90PackW13(gate, up, 1, hidden, intermediate, w13 + i * w13_bytes, nullptr));
+          LaunchTilePackW13(gate, up, 1, hidden, intermediate, w13 + i * w13_bytes, nullptr));
     }
-    NIBBLE_CHECK_OK(LaunchSm90PackW2(down, 1, hidden, intermediate, w2 + i * w2_bytes, nullptr));
+    NIBBLE_CHECK_OK(LaunchTilePackW2(down, 1, hidden, intermediate, w2 + i * w2_bytes, nullptr));
   }
   HopperExperts out{format, w13, w2};
   if (format == HopperFormat::kBf16) return out;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cuda_bf16.h>
+#include <cuda_fp8.h>
 
 #include <cstdint>
 
@@ -58,6 +59,7 @@ __device__ __forceinline__ uint32_t QuantizeFp8Pair(uint32_t pair, const Fp8Scal
   asm("{ .reg .b32 m; min.NaN.bf16x2 m, %0, %1; max.NaN.bf16x2 %0, m, %2; }"
       : "+r"(pair)
       : "r"(s.limit), "r"(s.limit | kSigns));
+#if __CUDA_ARCH__ >= 890
   uint16_t codes;
   asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;"
       : "=h"(codes)
@@ -68,6 +70,13 @@ __device__ __forceinline__ uint32_t QuantizeFp8Pair(uint32_t pair, const Fp8Scal
   asm("{ .reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h; }"
       : "=f"(low), "=f"(high)
       : "r"(halves));
+#else
+  const float2 quotients = make_float2(Quotient(LowBf16(pair), s), Quotient(HighBf16(pair), s));
+  const __half2_raw halves = __nv_cvt_fp8x2_to_halfraw2(
+      __nv_cvt_float2_to_fp8x2(quotients, __NV_SATFINITE, __NV_E4M3), __NV_E4M3);
+  const float low = __half2float(__half(__half_raw{halves.x}));
+  const float high = __half2float(__half(__half_raw{halves.y}));
+#endif
   return MulBf16x2(__byte_perm(__float_as_uint(low), __float_as_uint(high), 0x7632), kTwoTo112);
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/linear_store.cuh"
 #include "kernels/cuda/sm90_dequant.cuh"
 #include "kernels/cuda/sm90_fp8.cuh"
 #include "kernels/cuda/sm90_linear_shard.h"
@@ -55,31 +56,5 @@ struct Tile<Sm90Weight::kBf16, kExact> {
     a[0] = w.x, a[1] = w.y, a[2] = w.z, a[3] = w.w;
   }
 };
-
-/// Whether x comes as value * 2^112.
-__device__ __forceinline__ bool IsFp8(Sm90Input input) {
-  return input != Sm90Input::kBf16 && input != Sm90Input::kNvfp4;
-}
-
-/// Calls what with the shard's weight format and whether FP8 weights are to be exact. kBlocks: whether
-/// blocks of 128 are among them.
-template <bool kBlocks, class F>
-__device__ __forceinline__ void WithFormat(const Shard& shard, F what) {
-  switch (shard.weight) {
-    case Sm90Weight::kNvfp4:
-      return what.template operator()<Sm90Weight::kNvfp4, true>();
-    case Sm90Weight::kBf16:
-      return what.template operator()<Sm90Weight::kBf16, true>();
-    case Sm90Weight::kFp8Block128:
-      if constexpr (kBlocks) {
-        if (IsFp8(shard.format)) return what.template operator()<Sm90Weight::kFp8Block128, false>();
-        return what.template operator()<Sm90Weight::kFp8Block128, true>();
-      }
-      return;
-    default:
-      if (IsFp8(shard.format)) return what.template operator()<Sm90Weight::kFp8, false>();
-      return what.template operator()<Sm90Weight::kFp8, true>();
-  }
-}
 
 }  // namespace nibble::cuda::linear

@@ -5,13 +5,13 @@
 // computes 256 rows for N tokens, N the launch's; where that gives fewer tiles than multiprocessors, k is
 // split and the parts are added up in the order of k by a third launch.
 //
-//   Arrange   x, quantized as each shard wants it, to [k / 64][rows][64]: rows in the 128-byte swizzle,
-//             k's in the order of the weights, so that what a tile reads for one step is one copy
+//   Arrange   x as the shards want it (linear_arrange.h)
 //   Gemm      one warp fills a ring of stages of 64 k, two warpgroups multiply 128 rows each
 //   Reduce    adds up the parts of k, if there are any
 
 #include <algorithm>
 
+#include "kernels/cuda/linear_arrange.h"
 #include "kernels/cuda/sm90_activation.cuh"
 #include "kernels/cuda/sm90_launch.h"
 #include "kernels/cuda/sm90_linear.cuh"
@@ -27,107 +27,7 @@ constexpr int kGroups = 2;  // warpgroups that compute, each 128 rows as two m64
 constexpr int kThreads = 128 * (kGroups + 1);
 constexpr int kMaxStages = 8;
 constexpr int kRingBytes = 220 * 1024;
-constexpr int kArrangeThreads = 256;
 constexpr int kLargestN = 128;
-
-/// Where the columns of y go, and what they are multiplied with.
-struct Output {
-  __nv_bfloat16* y;
-  float* y_f32;
-  int64_t ldy;
-  const float* token_scale;  // [tokens], of kFp8Token
-  bool aligned;              // eight neighbouring columns of y may be stored at once
-};
-
-// --- Arrange ---
-
-struct ArrangeArgs {
-  const uint32_t* x;                 // [tokens][k / 2] pairs
-  uint8_t* out;                      // [variants][steps][rows][128 bytes]
-  float *token_scale, *group_scale;  // [tokens]; [steps / 2][rows]
-  int k, steps, rows, variants;
-  struct {
-    Sm90Input format;
-    float input, input_inverse;
-  } variant[kSm90LinearShards];
-};
-
-/// Chunk c of a 64-block has the pairs k = 2c, 16 + 2c, 32 + 2c, 48 + 2c: the slots 2t, 2t + 1 of lane t
-/// in the order of layout/hopper_tile.h. So eight lanes have four NVFP4 blocks, a pair of each a lane.
-__device__ __forceinline__ void QuantizeNvfp4Chunk(uint32_t (&x)[4], const Gscale& g) {
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    uint32_t amax = x[i] & kMagnitudes;
-#pragma unroll
-    for (int o = 1; o < 8; o <<= 1) amax = MaxBf16x2(amax, __shfl_xor_sync(~0u, amax, o));
-    const BlockScale scale = ScaleOfBlock(fmaxf(fmaxf(LowBf16(amax), HighBf16(amax)), 0.0f), g);
-    x[i] = QuantizePair(x[i], scale, scale);
-  }
-}
-
-__device__ __forceinline__ float LargestOf(uint32_t amax) {
-  return fmaxf(fmaxf(LowBf16(amax), HighBf16(amax)), 0.0f);
-}
-
-/// A block a token.
-__global__ void __launch_bounds__(kArrangeThreads) Arrange(const __grid_constant__ ArrangeArgs a) {
-  __shared__ float largest[kArrangeThreads / 32];
-  WaitForPreviousKernel();
-  LetNextKernelStart();
-  const int64_t token = blockIdx.x;
-  const int chunks = a.steps * 8, rounded = (chunks + 31) & ~31;
-  const auto load = [&](int i, uint32_t(&x)[4]) {
-    const uint32_t* from = a.x + (token * a.k + i / 8 * 64) / 2 + i % 8;
-#pragma unroll
-    for (int t = 0; t < 4; ++t) x[t] = i / 8 * 64 + 16 * t < a.k ? __ldg(from + 8 * t) : 0;
-  };
-#pragma unroll 1
-  for (int v = 0; v < a.variants; ++v) {
-    const Sm90Input format = a.variant[v].format;
-    float token_scale = a.variant[v].input;
-    if (format == Sm90Input::kFp8Token) {
-      uint32_t amax = 0;
-      for (int i = threadIdx.x; i < chunks; i += kArrangeThreads) {
-        uint32_t x[4];
-        load(i, x);
-        amax = MaxBf16x2(amax, MaxOfPairs(x));
-      }
-#pragma unroll
-      for (int o = 1; o < 32; o <<= 1) amax = MaxBf16x2(amax, __shfl_xor_sync(~0u, amax, o));
-      __syncthreads();
-      if (threadIdx.x % 32 == 0) largest[threadIdx.x / 32] = LargestOf(amax);
-      __syncthreads();
-      float all = 0;
-      for (int w = 0; w < kArrangeThreads / 32; ++w) all = fmaxf(all, largest[w]);
-      token_scale = DynamicScale(all);
-      if (threadIdx.x == 0) a.token_scale[token] = token_scale;
-    }
-    uint8_t* out = a.out + static_cast<int64_t>(v) * a.steps * a.rows * 128;
-    for (int i = threadIdx.x; i < rounded; i += kArrangeThreads) {
-      uint32_t x[4];
-      load(i, x);
-      if (format == Sm90Input::kNvfp4) {
-        QuantizeNvfp4Chunk(x, {a.variant[v].input, a.variant[v].input_inverse});
-      } else if (format != Sm90Input::kBf16) {
-        float scale = token_scale;
-        if (format == Sm90Input::kFp8Group) {
-          uint32_t amax = MaxOfPairs(x);
-#pragma unroll
-          for (int o = 1; o < 16; o <<= 1) amax = MaxBf16x2(amax, __shfl_xor_sync(~0u, amax, o));
-          scale = DynamicScale(LargestOf(amax));
-          if (i % 16 == 0 && i < chunks) a.group_scale[i / 16 * a.rows + token] = scale;
-        }
-        const Fp8Scale fp8 = MakeFp8Scale(scale);
-#pragma unroll
-        for (int j = 0; j < 4; ++j) x[j] = QuantizeFp8Pair(x[j], fp8);
-      }
-      if (i >= chunks) continue;
-      const int64_t row = (static_cast<int64_t>(i / 8) * a.rows + token) * 128;
-      *reinterpret_cast<uint4*>(out + row + ((i % 8 ^ token % 8) << 4)) =
-          make_uint4(x[0], x[1], x[2], x[3]);
-    }
-  }
-}
 
 // --- Gemm ---
 
@@ -319,25 +219,6 @@ __device__ __forceinline__ void Accumulate(const GemmArgs& a, const Shared& s, c
   }
 }
 
-/// What row `row` of a shard and token `token` are multiplied with.
-__device__ __forceinline__ float RowScale(const Shard& shard, int row) {
-  float scale = shard.scale;
-  if (shard.weight == Sm90Weight::kFp8Channel)
-    scale *= __ldg(shard.scales + min(row, shard.rows - 1));
-  return scale;
-}
-__device__ __forceinline__ void StoreOne(const Output& out, const Shard& shard, int row, int token,
-                                         int tokens, float v) {
-  if (row >= shard.rows || token >= tokens) return;
-  if (shard.format == Sm90Input::kFp8Token) v *= __ldg(out.token_scale + token);
-  const int64_t at = token * out.ldy + shard.column + row;
-  if (out.y != nullptr) {
-    out.y[at] = __float2bfloat16(v);
-  } else {
-    out.y_f32[at] = v;
-  }
-}
-
 /// Transposes an 8x8 matrix of bf16 held two a lane.
 __device__ __forceinline__ uint32_t Transpose8x8(uint32_t v) {
   uint32_t r;
@@ -462,44 +343,6 @@ __global__ void __launch_bounds__(kThreads, 1) Gemm(const __grid_constant__ Gemm
   }
 }
 
-// --- Reduce ---
-
-struct ReduceArgs {
-  const float4* parts;
-  Output out;
-  int tokens, eights, row_tiles, splits;
-  Shard shard[kSm90LinearShards];
-};
-
-/// A thread has rows g and g + 8 of a tile for two tokens.
-__global__ void __launch_bounds__(256) Reduce(const __grid_constant__ ReduceArgs a) {
-  WaitForPreviousKernel();
-  LetNextKernelStart();
-  const int64_t all = static_cast<int64_t>(a.row_tiles) * kTiles * a.eights * 32;
-  const int64_t at = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
-  if (at >= all) return;
-  const int lane = static_cast<int>(at % 32), token = static_cast<int>(at / 32 % a.eights) * 8;
-  const int tile = static_cast<int>(at / 32 / a.eights);
-  if (token >= a.tokens) return;
-  int index = 0;
-  while (tile / kTiles >= a.shard[index].end_tile) ++index;
-  const Shard& shard = a.shard[index];
-  float4 sum = make_float4(0, 0, 0, 0);
-#pragma unroll 4
-  for (int i = 0; i < a.splits; ++i) {
-    const float4 v = __ldcg(a.parts + i * all + at);
-    sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
-  }
-  const int local = tile - shard.first_tile * kTiles;
-  const float v[4] = {sum.x, sum.y, sum.z, sum.w};
-#pragma unroll
-  for (int e = 0; e < 4; ++e) {
-    const int row = static_cast<int>(HopperOutputRow(local, e / 2, lane / 4));
-    StoreOne(a.out, shard, row, token + lane % 4 * 2 + e % 2, a.tokens,
-             v[e] * RowScale(shard, row));
-  }
-}
-
 // --- workspace and launch ---
 
 /// How a launch is cut up, and what lies where in the workspace.
@@ -520,18 +363,11 @@ Plan MakePlan(const Sm90LinearParams& p, int multiprocessors) {
   int weight_bytes = 0, largest_n = kLargestN;
   ArrangeArgs& arrange = plan.arrange;
   for (int i = 0; i < p.shards; ++i) {
-    Shard& s = g.shard[i];
+    const Shard& s = g.shard[i];
     weight_bytes = std::max(weight_bytes, kTiles * HopperTileBytes(FormatOf(s.weight)));
     if (s.weight == Sm90Weight::kFp8Block128) largest_n = 64;
-    // Variants are numbered in the order of their first shard.
-    if (s.variant == i) {
-      s.variant = arrange.variants;
-      auto& v = arrange.variant[arrange.variants++];
-      v.format = s.format, v.input = s.input, v.input_inverse = s.input_inverse;
-    } else {
-      s.variant = g.shard[s.variant].variant;
-    }
   }
+  MakeVariants(p.shards, g.shard, &arrange);
   g.token_tiles = (p.tokens + largest_n - 1) / largest_n;
   const int even = (p.tokens + g.token_tiles - 1) / g.token_tiles;
   plan.n = even <= 32 ? 32 : even <= 64 ? 64 : even <= 96 ? 96 : 128;
@@ -592,8 +428,7 @@ Result<void> LaunchSm90LinearPrefill(const Sm90LinearParams& params, cudaStream_
   arrange.out = reinterpret_cast<uint8_t*>(params.workspace);
   arrange.token_scale = reinterpret_cast<float*>(params.workspace + plan.token_scale);
   arrange.group_scale = reinterpret_cast<float*>(params.workspace + plan.group_scale);
-  NIBBLE_CHECK_OK(LaunchDependent(linear::Arrange, dim3(params.tokens), linear::kArrangeThreads,
-                                  arrange, stream));
+  NIBBLE_CHECK_OK(linear::LaunchArrange(arrange, params.tokens, stream));
   g.x = arrange.out;
   g.group_scale = arrange.group_scale;
   g.out.y = reinterpret_cast<__nv_bfloat16*>(params.y);
@@ -623,10 +458,9 @@ Result<void> LaunchSm90LinearPrefill(const Sm90LinearParams& params, cudaStream_
   reduce.out = g.out;
   reduce.tokens = g.tokens, reduce.eights = g.rows / 8;
   reduce.row_tiles = g.row_tiles, reduce.splits = g.splits;
+  reduce.tiles_a_block = linear::kTiles;
   std::copy(std::begin(g.shard), std::end(g.shard), reduce.shard);
-  const int64_t threads = int64_t{g.row_tiles} * linear::kTiles * reduce.eights * 32;
-  return LaunchDependent(linear::Reduce, dim3(static_cast<unsigned>((threads + 255) / 256)), 256,
-                         reduce, stream);
+  return linear::LaunchReduce(reduce, stream);
 }
 
 }  // namespace nibble::cuda

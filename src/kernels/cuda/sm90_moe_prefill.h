@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/moe_routes.cuh"
+#include "kernels/cuda/moe_routes.h"
 #include "kernels/cuda/sm90_activation.cuh"
 #include "layout/hopper_tile.h"
 #include "nibble/error.h"
@@ -13,11 +15,6 @@
 // GEMMs. For nvcc.
 
 namespace nibble::cuda::prefill {
-
-/// A tile of the grouped GEMM: up to kMaxN sorted routes of one expert.
-struct alignas(16) TokenTile {
-  int expert, first_row, rows, n;  // n: rows rounded up to a wgmma N
-};
 
 /// The two tile shapes. Both compute 256 rows of weights; kWide takes more tokens a tile, kNarrow has
 /// more warps to hide the dequantization when the tokens of an expert are few.
@@ -59,9 +56,5 @@ struct GemmKind {
 
 Result<void> LaunchGemm1(GemmKind kind, const GemmArgs& args, int blocks, cudaStream_t stream);
 Result<void> LaunchGemm2(GemmKind kind, const GemmArgs& args, int blocks, cudaStream_t stream);
-
-/// Where in a 128-byte row of h and x, before the swizzle, the pair of features f, f + 1 lies; f is
-/// even and of a 64-block.
-__device__ __forceinline__ int PairPlace(int f) { return f % 16 / 2 * 16 + f / 16 * 4; }
 
 }  // namespace nibble::cuda::prefill

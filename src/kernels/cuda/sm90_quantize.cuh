@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cuda_fp8.h>
+
 #include <cstdint>
 
 #include "kernels/cuda/ptx.cuh"
@@ -45,6 +47,7 @@ struct BlockScale {
 __device__ __forceinline__ BlockScale ScaleOfBlock(float amax, const Gscale& g) {
   constexpr float kSixth = static_cast<float>(1.0 / 6.0);
   const float wanted = __fmul_rn(g.value, __fmul_rn(amax, kSixth));
+#if __CUDA_ARCH__ >= 890
   uint16_t e4m3;
   asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(e4m3) : "f"(0.0f), "f"(wanted));
   float scale;
@@ -52,6 +55,10 @@ __device__ __forceinline__ BlockScale ScaleOfBlock(float amax, const Gscale& g) 
       " cvt.f32.f16 %0, l; }"
       : "=f"(scale)
       : "h"(e4m3));
+#else
+  const __nv_fp8_storage_t e4m3 = __nv_cvt_float_to_fp8(wanted, __NV_SATFINITE, __NV_E4M3);
+  const float scale = __half2float(__half(__nv_cvt_fp8_to_halfraw(e4m3, __NV_E4M3)));
+#endif
   return {scale, Reciprocal(__fmul_rn(scale, g.inverse))};
 }
 

@@ -14,7 +14,7 @@
 namespace nibble::cuda {
 
 /// Canonical matrices [n, k] of consecutive experts on the device, 8-byte aligned, BF16 16-byte.
-struct Sm90PackSource {
+struct TilePackSource {
   const uint8_t* codes = nullptr;   // [n, k/2], low nibble first; or BF16 [n, k]
   const uint8_t* scales = nullptr;  // [n, k/16] e4m3; null: the weights are BF16
   size_t codes_stride = 0;          // bytes from one expert to the next
@@ -26,22 +26,22 @@ struct Sm90PackSource {
 /// `out` receives `experts` matrices of HopperW13Layout(hidden, intermediate); gate and up are
 /// [intermediate, hidden].
 /// errors   kInvalidArgument (shapes not multiples of 16, alignment), kDevice
-Result<void> LaunchSm90PackW13(const Sm90PackSource& gate, const Sm90PackSource& up, int experts,
+Result<void> LaunchTilePackW13(const TilePackSource& gate, const TilePackSource& up, int experts,
                                int hidden, int intermediate, uint8_t* out, cudaStream_t stream);
 
 /// The same for up alone, in HopperW1Layout.
-Result<void> LaunchSm90PackW1(const Sm90PackSource& up, int experts, int hidden, int intermediate,
+Result<void> LaunchTilePackW1(const TilePackSource& up, int experts, int hidden, int intermediate,
                               uint8_t* out, cudaStream_t stream);
 
 /// The same for down, [hidden, intermediate], in HopperW2Layout.
-Result<void> LaunchSm90PackW2(const Sm90PackSource& down, int experts, int hidden, int intermediate,
+Result<void> LaunchTilePackW2(const TilePackSource& down, int experts, int hidden, int intermediate,
                               uint8_t* out, cudaStream_t stream);
 
 /// Canonical weights [n, k] on the device to HopperLinearLayout: k a multiple of 16. `codes` is NVFP4's
 /// [n, k/2] with `block_scales` [n, k/16], or FP8's [n, k], or BF16's [n, k] (2 bytes each); 16-byte
 /// aligned. `out` is 128-byte aligned.
 /// errors   kInvalidArgument, kDevice
-Result<void> LaunchSm90PackLinear(HopperFormat format, const uint8_t* codes,
+Result<void> LaunchTilePackLinear(HopperFormat format, const uint8_t* codes,
                                   const uint8_t* block_scales, int64_t n, int64_t k, uint8_t* out,
                                   cudaStream_t stream);
 

@@ -1,6 +1,6 @@
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/sm90_launch.h"
-#include "kernels/cuda/sm90_pack.h"
+#include "kernels/cuda/tile_pack.h"
 #include "layout/hopper_tile.h"
 
 namespace nibble::cuda {
@@ -10,7 +10,7 @@ constexpr int kThreads = 256;
 constexpr int kStepsAWarp = 4;  // k blocks of one tile: 128 bytes of a row, a whole line
 
 struct Args {
-  Sm90PackSource low, high;  // where rows g and g + 8 of a tile come from
+  TilePackSource low, high;  // where rows g and g + 8 of a tile come from
   HopperLayout layout;
   int rows, k;
   uint8_t* out;
@@ -30,7 +30,7 @@ struct Group {
   uint8_t scale;
 };
 
-__device__ __forceinline__ Group LoadGroup(const Sm90PackSource& m, int expert, int64_t row, int k,
+__device__ __forceinline__ Group LoadGroup(const TilePackSource& m, int expert, int64_t row, int k,
                                            int rows, int columns) {
   if (row >= rows || k >= columns) return {make_uint2(0, 0), 0};
   const int64_t at = row * m.row_step * columns + k;
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kThreads) Pack(const __grid_constant__ Args a)
 }
 
 /// Eight BF16 numbers of a row; zeros outside.
-__device__ __forceinline__ uint4 LoadEight(const Sm90PackSource& m, int expert, int64_t row, int k,
+__device__ __forceinline__ uint4 LoadEight(const TilePackSource& m, int expert, int64_t row, int k,
                                            const Args& a) {
   if (row >= a.rows || k >= a.k) return make_uint4(0, 0, 0, 0);
   const int64_t at = row * m.row_step * a.k + k;
@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(kThreads) PackBf16(const __grid_constant__ Arg
 template <Matrix kMatrix>
 Result<void> Launch(const Args& a, int experts, cudaStream_t stream) {
   const bool bf16 = a.low.scales == nullptr;
-  const auto aligned = [bf16](const Sm90PackSource& m) {
+  const auto aligned = [bf16](const TilePackSource& m) {
     return m.codes != nullptr && (m.scales == nullptr) == bf16 &&
            (reinterpret_cast<uintptr_t>(m.codes) | m.codes_stride) % (bf16 ? 16 : 8) == 0 &&
            m.row_step >= 1;
@@ -172,7 +172,7 @@ __global__ void __launch_bounds__(kThreads) PackLinear(const __grid_constant__ L
 
 }  // namespace
 
-Result<void> LaunchSm90PackLinear(HopperFormat format, const uint8_t* codes,
+Result<void> LaunchTilePackLinear(HopperFormat format, const uint8_t* codes,
                                   const uint8_t* block_scales, int64_t n, int64_t k, uint8_t* out,
                                   cudaStream_t stream) {
   const HopperLayout layout = HopperLinearLayout(n, k);
@@ -191,7 +191,7 @@ Result<void> LaunchSm90PackLinear(HopperFormat format, const uint8_t* codes,
   }
   const dim3 grid(static_cast<unsigned>(blocks));
   if (format == HopperFormat::kNvfp4) {
-    const Sm90PackSource source{codes, block_scales, 0, 0};
+    const TilePackSource source{codes, block_scales, 0, 0};
     const Args a{source, source, layout, static_cast<int>(n), static_cast<int>(k), out};
     Pack<Matrix::kW2><<<grid, kThreads, 0, stream>>>(a);
   } else {
@@ -206,20 +206,20 @@ Result<void> LaunchSm90PackLinear(HopperFormat format, const uint8_t* codes,
   return {};
 }
 
-Result<void> LaunchSm90PackW13(const Sm90PackSource& gate, const Sm90PackSource& up, int experts,
+Result<void> LaunchTilePackW13(const TilePackSource& gate, const TilePackSource& up, int experts,
                                int hidden, int intermediate, uint8_t* out, cudaStream_t stream) {
   return Launch<Matrix::kW13>(
       {gate, up, HopperW13Layout(hidden, intermediate), intermediate, hidden, out}, experts,
       stream);
 }
 
-Result<void> LaunchSm90PackW1(const Sm90PackSource& up, int experts, int hidden, int intermediate,
+Result<void> LaunchTilePackW1(const TilePackSource& up, int experts, int hidden, int intermediate,
                               uint8_t* out, cudaStream_t stream) {
   return Launch<Matrix::kW1>(
       {up, up, HopperW1Layout(hidden, intermediate), intermediate, hidden, out}, experts, stream);
 }
 
-Result<void> LaunchSm90PackW2(const Sm90PackSource& down, int experts, int hidden, int intermediate,
+Result<void> LaunchTilePackW2(const TilePackSource& down, int experts, int hidden, int intermediate,
                               uint8_t* out, cudaStream_t stream) {
   return Launch<Matrix::kW2>(
       {down, down, HopperW2Layout(hidden, intermediate), hidden, intermediate, out}, experts,
