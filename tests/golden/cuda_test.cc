@@ -31,17 +31,22 @@ std::vector<Subject> Subjects(bool w4a4) {
   return all;
 }
 
-/// Every sure step is the reference's, but where the token's router decided by less than bf16 keeps.
+/// Every sure step is the reference's, but where the token's router decided by less than bf16 keeps, and
+/// behind such a step: its keys and values are other ones.
 void ExpectNearTies(Rig& rig, Rig& truth, const Reference& want, int p, int64_t part,
                     const std::string& name) {
+  bool behind = false;
   for (const size_t step : SureStepsThatDiffer(rig, want, p, part)) {
     auto ids = want.Ints(fmt::format("p{}.ids", p));
     const auto greedy = want.Ints(fmt::format("p{}.greedy", p));
     ids.insert(ids.end(), greedy.begin(), greedy.begin() + static_cast<std::ptrdiff_t>(step));
     const double gap = NarrowestRoute(truth, ids);
     std::cout << name << " prompt " << p << " step " << step << " in parts of " << part
-              << ": another token; a router's gap there is " << 100 * gap << " %\n";
-    EXPECT_LT(gap, 0.02) << name << " prompt " << p << " step " << step << " in parts of " << part;
+              << ": another token; a router's gap there is " << 100 * gap << " %"
+              << (behind ? ", behind another such step\n" : "\n");
+    EXPECT_TRUE(behind || gap < 0.02)
+        << name << " prompt " << p << " step " << step << " in parts of " << part;
+    behind = true;
   }
 }
 

@@ -1,8 +1,8 @@
 #include "kernels/cuda/linear_arrange.h"
 
+#include "kernels/cuda/fp8.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/linear_store.cuh"
-#include "kernels/cuda/sm90_fp8.cuh"
 #include "layout/hopper_tile.h"
 
 namespace nibble::cuda::linear {

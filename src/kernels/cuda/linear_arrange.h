@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "kernels/cuda/sm90_linear_shard.h"
+#include "kernels/cuda/linear_shard.h"
 #include "nibble/error.h"
 
 // What comes before and after the matrix product of a dense linear of many tokens, for every GPU from

@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/linear_arrange.h"
-#include "kernels/cuda/sm90_linear_shard.h"
+#include "kernels/cuda/linear_shard.h"
 
 // What every kernel of dense linears does with a shard: its formats, and where a sum goes.
 

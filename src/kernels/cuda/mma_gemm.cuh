@@ -2,8 +2,8 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/fp8.cuh"
 #include "kernels/cuda/ptx.cuh"
-#include "kernels/cuda/sm90_fp8.cuh"
 #include "layout/hopper_tile.h"
 
 // A matrix product with mma.sync m16n8k16, of packed weights (layout/hopper_tile.h) and of x as

@@ -10,12 +10,12 @@
 
 #include <algorithm>
 
+#include "kernels/cuda/activation.cuh"
 #include "kernels/cuda/mma_gemm.cuh"
 #include "kernels/cuda/moe_routes.cuh"
 #include "kernels/cuda/moe_routes.h"
-#include "kernels/cuda/sm90_activation.cuh"
+#include "kernels/cuda/quantize.cuh"
 #include "kernels/cuda/sm90_launch.h"
-#include "kernels/cuda/sm90_quantize.cuh"
 
 namespace nibble::cuda {
 namespace moe_mma {

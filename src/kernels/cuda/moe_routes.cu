@@ -23,8 +23,8 @@
 
 #include "kernels/cuda/moe_routes.cuh"
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/quantize.cuh"
 #include "kernels/cuda/sm90_launch.h"
-#include "kernels/cuda/sm90_quantize.cuh"
 
 namespace nibble::cuda::prefill {
 namespace {

@@ -4,10 +4,10 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/dequant.cuh"
+#include "kernels/cuda/fp8.cuh"
+#include "kernels/cuda/linear_shard.h"
 #include "kernels/cuda/linear_store.cuh"
-#include "kernels/cuda/sm90_dequant.cuh"
-#include "kernels/cuda/sm90_fp8.cuh"
-#include "kernels/cuda/sm90_linear_shard.h"
 #include "kernels/cuda/sm90_ptx.cuh"
 
 // What the kernels of dense linears share: a tile's way into registers.

@@ -4,7 +4,7 @@
 
 #include "base/error.h"
 #include "kernels/cuda/cuda_check.h"
-#include "kernels/cuda/sm90_linear_shard.h"
+#include "kernels/cuda/linear_shard.h"
 
 namespace nibble::cuda {
 namespace {
@@ -105,7 +105,7 @@ int MakeShards(const Sm90LinearParams& params, int tile_rows, Shard* shards) {
     if (from.weight == Sm90Weight::kNvfp4) scale *= kHopperWeightScale;
     const bool fp8_input = from.input != Sm90Input::kBf16 && from.input != Sm90Input::kNvfp4;
     if (fp8_input) {
-      // See sm90_fp8.cuh: x is 2^112 of its value, FP8 weights are 2^-120 of theirs.
+      // See fp8.cuh: x is 2^112 of its value, FP8 weights are 2^-120 of theirs.
       scale *= 0x1p8;
     }
     if (from.input == Sm90Input::kNvfp4) {

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "kernels/cuda/sm90_linear_shard.h"
+#include "kernels/cuda/linear_shard.h"
 
 namespace nibble::cuda {
 

@@ -11,8 +11,8 @@
 
 #include <algorithm>
 
+#include "kernels/cuda/activation.cuh"
 #include "kernels/cuda/linear_arrange.h"
-#include "kernels/cuda/sm90_activation.cuh"
 #include "kernels/cuda/sm90_launch.h"
 #include "kernels/cuda/sm90_linear.cuh"
 #include "kernels/cuda/sm90_linear_check.h"

@@ -17,7 +17,7 @@
 //
 // NVFP4 activations: what a lane loads of x for 64 k is one block of 16, so it is quantized in place
 // when an item begins; a task of GEMM1 makes whole blocks of h, which are quantized before they are
-// stored. The multiplications are the same (sm90_quantize.cuh).
+// stored. The multiplications are the same (quantize.cuh).
 //
 // Measurements and what was tried: docs/performance.md.
 

@@ -4,11 +4,11 @@
 
 #include <cstdint>
 
-#include "kernels/cuda/sm90_activation.cuh"
-#include "kernels/cuda/sm90_dequant.cuh"
+#include "kernels/cuda/activation.cuh"
+#include "kernels/cuda/dequant.cuh"
+#include "kernels/cuda/quantize.cuh"
 #include "kernels/cuda/sm90_divisor.cuh"
 #include "kernels/cuda/sm90_ptx.cuh"
-#include "kernels/cuda/sm90_quantize.cuh"
 
 // sm90_nvfp4_{bf16,nvfp4}_experts_decode: what its parts share. See sm90_moe_decode.cu for the whole.
 

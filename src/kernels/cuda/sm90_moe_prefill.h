@@ -5,9 +5,9 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/activation.cuh"
 #include "kernels/cuda/moe_routes.cuh"
 #include "kernels/cuda/moe_routes.h"
-#include "kernels/cuda/sm90_activation.cuh"
 #include "layout/hopper_tile.h"
 #include "nibble/error.h"
 

@@ -2,7 +2,7 @@
 
 #include <cuda_bf16.h>
 
-#include "kernels/cuda/sm90_dequant.cuh"
+#include "kernels/cuda/dequant.cuh"
 #include "kernels/cuda/sm90_moe_prefill.h"
 #include "kernels/cuda/sm90_ptx.cuh"
 

@@ -1,7 +1,7 @@
 #pragma once
 
+#include "kernels/cuda/quantize.cuh"
 #include "kernels/cuda/sm90_moe_prefill_gemm.cuh"
-#include "kernels/cuda/sm90_quantize.cuh"
 
 // What the prefill GEMMs do with their accumulators: row g of a tile is a register of lane 4g + t,
 // for tokens 8i + 2t and 8i + 2t + 1. Transposed, a lane has two neighbouring features of token

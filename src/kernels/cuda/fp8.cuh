@@ -5,8 +5,8 @@
 
 #include <cstdint>
 
-#include "kernels/cuda/sm90_dequant.cuh"
-#include "kernels/cuda/sm90_quantize.cuh"
+#include "kernels/cuda/dequant.cuh"
+#include "kernels/cuda/quantize.cuh"
 
 // FP8 on its way into a bf16 mma: e4m3 codes are exact in bf16.
 

@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/dequant.cuh"
 #include "kernels/cuda/ptx.cuh"
-#include "kernels/cuda/sm90_dequant.cuh"
 
 // Activations to NVFP4 on the way into an mma: what QuantizeNvfp4Block<float> (numerics/nvfp4.h)
 // says, bit for bit, but the result is not a code and a scale but their product. It has at most six
