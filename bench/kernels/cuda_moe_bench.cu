@@ -1,6 +1,6 @@
 // Checks and times the Hopper expert kernels.
-//   cuda_moe_bench check             every kernel against the double reference, odd shapes included
-//   cuda_moe_bench small             a few small cases, for compute-sanitizer
+//   cuda_moe_bench check [KERNEL]    every kernel against the double reference, odd shapes included
+//   cuda_moe_bench small [KERNEL]    a few small cases, for compute-sanitizer
 //   cuda_moe_bench time [JSON [SHAPES [MIN_TOKENS [MAX_TOKENS [KERNEL]]]]]
 //                                    the peers' shapes, as the peers were measured: CUDA graphs over
 //                                    rotating weights and uniform random routings; W4A16 and W4A4
@@ -87,7 +87,8 @@ void CheckKernel(const Kernel& kernel, const CheckCase& c, const Canonical& cano
   }
 }
 
-int RunChecks(const std::vector<CheckCase>& cases, int repeats, cudaStream_t stream) {
+int RunChecks(const std::vector<CheckCase>& cases, int repeats, const char* only,
+              cudaStream_t stream) {
   Tally tally;
   for (const CheckCase& c : cases) {
     const Sm90MoeShape& s = c.shape;
@@ -103,6 +104,7 @@ int RunChecks(const std::vector<CheckCase>& cases, int repeats, cudaStream_t str
       std::printf("FAIL packing %s\n", Describe(s).c_str());
     }
     for (const Kernel& kernel : kKernels) {
+      if (only && !std::strstr(kernel.name, only)) continue;
       CheckKernel(kernel, c, canonical, packed, scales, repeats, stream, tally);
     }
   }
@@ -187,6 +189,10 @@ std::vector<CheckCase> SmallCases() {
     cases.push_back({{4, 2, 80, 64, kSilu, precision}, {5, 10, 60}});
     cases.push_back({{4, 2, 96, 80, kRelu2, precision}, {20}, true, false, 1, 0, 2.5f});
     cases.push_back({{4, 2, 128, 208, kSwiglu, precision}, {3}, true, false, 1.702f, 1, 7});
+  }
+  // More k blocks than a pipeline has stages, and no multiple of them, in both GEMMs and every tile.
+  for (Sm90Precision precision : {kBf16, kFp4Shard}) {
+    cases.push_back({{4, 2, 416, 560, kSilu, precision}, {10, 20, 60}});
   }
   const size_t nvfp4 = cases.size();
   for (size_t i = 0; i < nvfp4; ++i) {
@@ -379,15 +385,16 @@ int Main(int argc, char** argv) {
   std::printf("%s, %d multiprocessors\n", device.name, device.multiProcessorCount);
   cudaStream_t stream;
   BENCH_CUDA(cudaStreamCreate(&stream));
-  if (verb == "small") return RunChecks(SmallCases(), 1, stream) != 0;
+  const char* only = argc > 2 ? argv[2] : nullptr;
+  if (verb == "small") return RunChecks(SmallCases(), 1, only, stream) != 0;
   if (verb == "check") {
     int failed = CheckRefusals() + CheckQuantization(stream);
-    failed += RunChecks(AllCases(), 3, stream);
+    failed += RunChecks(AllCases(), 3, only, stream);
     failed += RunChecks({{{128, 8, 2048, 768}, {1, 64}},
                          {{128, 8, 2048, 768, kSilu, kFp4Layer}, {1, 64}},
                          {{32, 4, 2880, 2880, kSwiglu, kFp4Layer}, {64}, true, false, 1.702f, 1, 7},
                          {{128, 8, 2048, 768, kSilu, kFp4Shard}, {64}}},
-                        100, stream);
+                        100, only, stream);
     return failed != 0;
   }
   if (verb == "time") {
@@ -395,7 +402,9 @@ int Main(int argc, char** argv) {
                       argc > 4 ? std::atoi(argv[4]) : 1, argc > 5 ? std::atoi(argv[5]) : 8192,
                       argc > 6 ? argv[6] : nullptr, stream) != 0;
   }
-  std::printf("usage: cuda_moe_bench check | small | time [JSON [SHAPES [MIN [MAX [KERNEL]]]]]\n");
+  std::printf(
+      "usage: cuda_moe_bench check [KERNEL] | small [KERNEL] | time [JSON [SHAPES [MIN [MAX "
+      "[KERNEL]]]]]\n");
   return 2;
 }
 

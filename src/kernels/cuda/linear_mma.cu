@@ -95,7 +95,7 @@ __device__ __forceinline__ void Run(const MmaArgs& a, const Shard& shard, const 
   o.weights = first < (shard.rows + 31) / 32 * 2
                   ? shard.weights + (static_cast<int64_t>(first) * a.steps + part.step) * kBytes
                   : nullptr;
-  o.tile_stride = static_cast<int64_t>(a.steps) * kBytes;
+  o.tile_stride = a.steps * kBytes;
   o.step_stride = kBytes;
   o.steps = o.weight_steps = part.end - part.step;
   o.x = a.x + shard.variant * a.variant_bytes +

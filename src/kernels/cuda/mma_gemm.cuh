@@ -25,7 +25,7 @@ struct MmaConfig {
   static constexpr int kThreads = kWarps * 32;
   static constexpr int kStageBytes = T * 128;
   static constexpr int Ahead(HopperFormat format) {
-    return format == HopperFormat::kBf16 ? 2 : T <= 16 ? 4 : 3;
+    return format == HopperFormat::kBf16 || T == 64 ? 2 : T <= 16 ? 4 : 3;
   }
 };
 
@@ -117,8 +117,8 @@ __device__ __forceinline__ void MmaLoadX(uint32_t stage, int j, uint32_t (&b)[C:
 /// What a block multiplies.
 struct MmaOperands {
   const uint8_t* weights;  // of the warp's first tile, at k block 0; null: the warp has none
-  int64_t tile_stride;     // bytes to the second tile
-  int64_t step_stride;     // bytes from k block to k block
+  int tile_stride;         // bytes to the second tile
+  int step_stride;         // bytes from k block to k block
   int weight_steps;        // k blocks, after which they begin again
   const uint8_t* x;        // of the first token, at k block 0
   int64_t x_stride;        // bytes from k block to k block

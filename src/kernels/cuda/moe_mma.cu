@@ -27,6 +27,9 @@ using prefill::TokenTile;
 template <HopperFormat F, int T>
 struct Config : MmaConfig<T> {
   static constexpr HopperFormat kFormat = F;
+  /// 16 warps a multiprocessor; BF16 tiles for more tokens take too many registers for that.
+  static constexpr int kBlocks =
+      T >= 32 && F == HopperFormat::kBf16 ? 1 : 16 / MmaConfig<T>::kWarps;
 };
 template <class C, Activate A, bool Fp4, bool Split>
 struct Hidden : C {
@@ -35,8 +38,11 @@ struct Hidden : C {
 };
 
 struct GemmArgs {
-  const uint8_t* weights;  // [E] of `layout`
-  HopperLayout layout;
+  const uint8_t* weights;  // [E] of expert_bytes
+  int64_t expert_bytes;
+  int tile_stride,
+      step_stride;  // bytes from a warp's first tile to its second, to its next k block
+  int row_tiles, k_blocks;
   const float *globals, *gscales;  // GEMM1: [E][shards], GEMM2: [E]; null where there are none
   const float* h_gscales;          // GEMM1: [E], W4A4 alone
   ActivationArgs activation;
@@ -44,7 +50,7 @@ struct GemmArgs {
   const TokenTile* tiles;
   const int32_t* tile_count;
   uint8_t* out;  // GEMM1: h, GEMM2: [rows][columns] bf16
-  int rows, columns, h_blocks;
+  int rows, columns;
 };
 
 /// Tiles `first` and `first + 1` of the expert times the routes. kSplit: gate's rows with the first half
@@ -52,14 +58,14 @@ struct GemmArgs {
 template <class C, bool kSplit>
 __device__ __forceinline__ void Multiply(const GemmArgs& a, const TokenTile& tile, int first,
                                          uint32_t stages, MmaSums<C>& sums) {
+  constexpr int kBytes = HopperTileBytes(C::kFormat);
   MmaOperands o;
-  o.weights = first < a.layout.tiles ? a.weights + tile.expert * a.layout.bytes(C::kFormat) +
-                                           a.layout.OffsetOf(first, 0, C::kFormat)
-                                     : nullptr;
-  o.tile_stride =
-      a.layout.OffsetOf(first + 1, 0, C::kFormat) - a.layout.OffsetOf(first, 0, C::kFormat);
-  o.step_stride = a.layout.OffsetOf(0, 1, C::kFormat);
-  o.weight_steps = static_cast<int>(a.layout.k_blocks);
+  o.weights = first < a.row_tiles ? a.weights + tile.expert * a.expert_bytes +
+                                        static_cast<int64_t>(first) * a.k_blocks * kBytes
+                                  : nullptr;
+  o.tile_stride = a.tile_stride;
+  o.step_stride = a.step_stride;
+  o.weight_steps = a.k_blocks;
   o.x = a.x + static_cast<int64_t>(tile.first_row) * 128;
   o.x_stride = static_cast<int64_t>(a.rows) * 128;
   o.steps = o.weight_steps * (kSplit + 1);
@@ -76,7 +82,8 @@ __device__ __forceinline__ void Multiply(const GemmArgs& a, const TokenTile& til
 // --- GEMM1: gate, up, activation ---
 
 template <class K>
-__global__ void __launch_bounds__(K::kThreads) Gemm1(const __grid_constant__ GemmArgs a) {
+__global__ void __launch_bounds__(K::kThreads, K::kBlocks)
+    Gemm1(const __grid_constant__ GemmArgs a) {
   __shared__ __align__(1024) uint8_t stages[kMmaStages * K::kStageBytes];
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int first = (blockIdx.y * K::kWarps + threadIdx.x / 32) * kMmaTiles;
@@ -89,7 +96,7 @@ __global__ void __launch_bounds__(K::kThreads) Gemm1(const __grid_constant__ Gem
   const TokenTile tile = a.tiles[blockIdx.x];
   MmaSums<K> sums{};
   Multiply<K, K::kSplit>(a, tile, first, SharedAddress(stages), sums);
-  if (first >= a.layout.tiles) return;
+  if (first >= a.row_tiles) return;
 
   constexpr int kShards = K::kGated ? 2 : 1;
   const int last = tile.expert * kShards + kShards - 1;
@@ -144,7 +151,6 @@ __global__ void __launch_bounds__(K::kThreads) Gemm1(const __grid_constant__ Gem
     for (int i = 0; i < kPieces; ++i) {
       const int feature = 8 * (first_piece + i) + HopperInEight(g & ~1);
       const int place = prefill::PairPlace(feature % 64) ^ row % 8 << 4;
-      if (feature / 64 >= a.h_blocks) continue;
       *reinterpret_cast<uint32_t*>(
           a.out + (static_cast<size_t>(feature / 64) * a.rows + row) * 128 + place) = pairs[i];
     }
@@ -154,7 +160,8 @@ __global__ void __launch_bounds__(K::kThreads) Gemm1(const __grid_constant__ Gem
 // --- GEMM2: down ---
 
 template <class C, bool kFp4>
-__global__ void __launch_bounds__(C::kThreads) Gemm2(const __grid_constant__ GemmArgs a) {
+__global__ void __launch_bounds__(C::kThreads, C::kBlocks)
+    Gemm2(const __grid_constant__ GemmArgs a) {
   __shared__ __align__(1024) uint8_t stages[kMmaStages * C::kStageBytes];
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int first = (blockIdx.y * C::kWarps + threadIdx.x / 32) * kMmaTiles;
@@ -166,7 +173,7 @@ __global__ void __launch_bounds__(C::kThreads) Gemm2(const __grid_constant__ Gem
   const TokenTile tile = a.tiles[blockIdx.x];
   MmaSums<C> sums{};
   Multiply<C, false>(a, tile, first, SharedAddress(stages), sums);
-  if (first >= a.layout.tiles) return;
+  if (first >= a.row_tiles) return;
 
   float scale = 1;
   if constexpr (C::kFormat == HopperFormat::kNvfp4)
@@ -178,16 +185,17 @@ __global__ void __launch_bounds__(C::kThreads) Gemm2(const __grid_constant__ Gem
     const int token = 8 * n + 2 * t + g % 2;
     uint8_t* const row =
         a.out + (static_cast<size_t>(tile.first_row) + token) * a.columns * sizeof(Bf16);
+    // Two tiles hold, of one token, four neighbouring pairs of columns (hopper_tile.h).
+    uint32_t pairs[2 * kMmaTiles];
 #pragma unroll
-    for (int m = 0; m < kMmaTiles; ++m) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const float* const d = sums[m][n] + 2 * half;
-        const uint32_t pair = ExchangePair(d[0] * scale, d[1] * scale);
-        const int64_t column = HopperOutputRow(first + m, half, g & ~1);
-        if (token < tile.rows && column < a.columns)
-          *reinterpret_cast<uint32_t*>(row + column * sizeof(Bf16)) = pair;
-      }
+    for (int i = 0; i < 2 * kMmaTiles; ++i) {
+      const float* const d = sums[i / 2][n] + i % 2 * 2;
+      pairs[i] = ExchangePair(d[0] * scale, d[1] * scale);
+    }
+    const auto column = static_cast<int>(HopperOutputRow(first, 0, g & ~1));
+    if (token < tile.rows && column < a.columns) {
+      *reinterpret_cast<uint4*>(row + column * sizeof(Bf16)) =
+          make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
     }
   }
 }
@@ -207,11 +215,22 @@ prefill::Workspace WorkspaceOf(const Sm90MoeParams& p) {
   return prefill::Layout(p.shape, p.tokens, kSmallestTile);
 }
 
+/// The [E] matrices of a GEMM. A warp's two tiles are a row block, or two of them.
+void SetWeights(const uint8_t* weights, const HopperLayout& layout, HopperFormat format,
+                GemmArgs* a) {
+  a->weights = weights;
+  a->expert_bytes = layout.bytes(format);
+  a->tile_stride = static_cast<int>(layout.OffsetOf(1, 0, format));
+  a->step_stride = static_cast<int>(layout.OffsetOf(0, 1, format));
+  a->row_tiles = static_cast<int>(layout.tiles);
+  a->k_blocks = static_cast<int>(layout.k_blocks);
+}
+
 template <class C>
 Result<void> LaunchOf(void (*kernel)(GemmArgs), const Sm90MoeParams& p, const GemmArgs& args,
                       cudaStream_t stream) {
   const int routes = p.tokens * p.shape.top_k;
-  const auto columns = CeilDiv(args.layout.tiles, C::kWarps * kMmaTiles);
+  const auto columns = CeilDiv(args.row_tiles, C::kWarps * kMmaTiles);
   // At most as many tiles as there can be: blocks behind the last one end at once.
   const auto tiles = std::min(p.shape.experts, routes) + routes / C::kTokens;
   return LaunchDependent(kernel, dim3(tiles, static_cast<unsigned>(columns)), C::kThreads, args,
@@ -235,8 +254,7 @@ Result<void> LaunchGemms(const Sm90MoeParams& p, const prefill::Workspace& ws,
   using C = Config<kFormat, kTokens>;
   const auto at = [&](size_t offset) { return reinterpret_cast<uint8_t*>(p.workspace + offset); };
   GemmArgs a{};
-  a.weights = p.w13;
-  a.layout = W13LayoutOf(p.shape);
+  SetWeights(p.w13, W13LayoutOf(p.shape), kFormat, &a);
   a.globals = p.g1;
   a.gscales = p.a1_gscale;
   a.h_gscales = p.a2_gscale;
@@ -246,16 +264,13 @@ Result<void> LaunchGemms(const Sm90MoeParams& p, const prefill::Workspace& ws,
   a.tile_count = reinterpret_cast<const int32_t*>(at(ws.tile_count));
   a.out = at(ws.h);
   a.rows = ws.row_count;
-  const HopperLayout l2 = HopperW2Layout(p.shape.hidden, p.shape.intermediate);
-  a.h_blocks = static_cast<int>(l2.k_blocks);
   const Activate activate = ActivateOf(p);
   const auto gemm1 = activate == Activate::kSilu     ? Gemm1Of<C, Activate::kSilu>(p)
                      : activate == Activate::kSwiglu ? Gemm1Of<C, Activate::kSwiglu>(p)
                                                      : Gemm1Of<C, Activate::kRelu2>(p);
   NIBBLE_CHECK_OK(LaunchOf<C>(gemm1, p, a, stream));
 
-  a.weights = p.w2;
-  a.layout = l2;
+  SetWeights(p.w2, HopperW2Layout(p.shape.hidden, p.shape.intermediate), kFormat, &a);
   a.globals = p.g2;
   a.gscales = p.a2_gscale;
   a.x = at(ws.h);
