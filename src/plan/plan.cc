@@ -65,6 +65,11 @@ struct WeightBytes {
   uint64_t held = 0, mapped = 0;
 };
 
+/// HOPPER's and MARLIN's kernels read one packed form.
+bool ReadsHopperTiles(const PlannedModule& m) {
+  return m.kernel->backend == Backend::kHopper || m.kernel->backend == Backend::kMarlin;
+}
+
 WeightBytes MatrixBytes(const PlannedModule& m, bool map_weights, int64_t n, int64_t k) {
   const bool nvfp4 = m.effective.weight && m.effective.weight->dtype == ScalarType::kU8;
   const uint64_t elements = static_cast<uint64_t>(n) * static_cast<uint64_t>(k);
@@ -72,7 +77,7 @@ WeightBytes MatrixBytes(const PlannedModule& m, bool map_weights, int64_t n, int
   if (m.kernel->backend == Backend::kReference) return {0, in_file};
   const bool fp8 = m.effective.weight && !nvfp4;
   const GroupShape group = fp8 ? m.effective.weight->scale.group : GroupShape{};
-  if (m.kernel->backend == Backend::kHopper) {
+  if (ReadsHopperTiles(m)) {
     const HopperFormat format = fp8     ? HopperFormat::kFp8
                                 : nvfp4 ? HopperFormat::kNvfp4
                                         : HopperFormat::kBf16;
@@ -93,7 +98,7 @@ WeightBytes PreparedWeightBytes(const PlannedModule& m, const Deployment& to) {
     case Operation::kExperts: {
       const auto experts = static_cast<uint64_t>(s.experts);
       const bool bf16 = !m.effective.weight;
-      if (m.kernel->backend == Backend::kHopper && (bf16 || m.effective.weight == kNvfp4Static)) {
+      if (ReadsHopperTiles(m) && (bf16 || m.effective.weight == kNvfp4Static)) {
         const HopperFormat format = bf16 ? HopperFormat::kBf16 : HopperFormat::kNvfp4;
         const int64_t bytes = HopperW13Layout(s.k, s.moe_intermediate).bytes(format) +
                               HopperW2Layout(s.n, s.moe_intermediate).bytes(format);

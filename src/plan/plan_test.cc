@@ -452,13 +452,15 @@ TEST(MakePlan, MemoryIsThatOfOneRank) {
     Wishes wishes;
     wishes.tp_size = c.tp;
     wishes.ep_size = c.ep;
-    const auto plan = PlanFor(Algo("W4A16_NVFP4"), Described("sm_90"), wishes);
-    ASSERT_TRUE(plan.ok()) << plan.error().Message();
-    EXPECT_EQ(plan->memory.weights, c.elements * 9 / 16 + kGlue);
-    EXPECT_EQ(plan->memory.kv, c.kv);
-    const auto wide = PlanFor("", Described("sm_90"), wishes);  // all in 16 bits
-    ASSERT_TRUE(wide.ok()) << wide.error().Message();
-    EXPECT_EQ(wide->memory.weights, c.elements * 2 + kGlue);
+    for (const char* device : {"sm_80", "sm_90"}) {  // MARLIN and HOPPER read one packed form
+      const auto plan = PlanFor(Algo("W4A16_NVFP4"), Described(device), wishes);
+      ASSERT_TRUE(plan.ok()) << plan.error().Message();
+      EXPECT_EQ(plan->memory.weights, c.elements * 9 / 16 + kGlue) << device;
+      EXPECT_EQ(plan->memory.kv, c.kv);
+      const auto wide = PlanFor("", Described(device), wishes);  // all in 16 bits
+      ASSERT_TRUE(wide.ok()) << wide.error().Message();
+      EXPECT_EQ(wide->memory.weights, c.elements * 2 + kGlue) << device;
+    }
   }
 }
 

@@ -16,21 +16,21 @@ Result<void> CheckScalesAndLimit(const Sm90MoeParams& p) {
   if ((!nvfp4 && p.shape.weights != HopperFormat::kBf16) || (!nvfp4 && fp4) ||
       (p.g1 != nullptr) != nvfp4 || (p.g2 != nullptr) != nvfp4) {
     return Err(ErrorCode::kInvalidArgument,
-               "experts on sm_90: weights of format {}, activations in {}, g1 is {} and g2 is {}; "
+               "experts on a GPU: weights of format {}, activations in {}, g1 is {} and g2 is {}; "
                "NVFP4 has both scales, BF16 neither and bf16 activations",
                static_cast<int>(p.shape.weights), fp4 ? "NVFP4" : "bf16", p.g1 ? "given" : "null",
                p.g2 ? "given" : "null");
   }
   if ((p.a1_gscale != nullptr) != fp4 || (p.a2_gscale != nullptr) != fp4) {
     return Err(ErrorCode::kInvalidArgument,
-               "experts on sm_90: activations in {}, but a1_gscale is {} and a2_gscale is {}; W4A4 "
+               "experts on a GPU: activations in {}, but a1_gscale is {} and a2_gscale is {}; W4A4 "
                "needs both, W4A16 has neither",
                fp4 ? "NVFP4" : "bf16", p.a1_gscale ? "given" : "null",
                p.a2_gscale ? "given" : "null");
   }
   if (!(p.limit > 0) || !std::isfinite(p.alpha) || !std::isfinite(p.beta)) {
     return Err(ErrorCode::kInvalidArgument,
-               "experts on sm_90: limit {}, alpha {}, beta {}; expected a limit above 0 (infinite: "
+               "experts on a GPU: limit {}, alpha {}, beta {}; expected a limit above 0 (infinite: "
                "none) and finite numbers",
                p.limit, p.alpha, p.beta);
   }
@@ -56,19 +56,19 @@ Result<void> CheckSm90Moe(const Sm90MoeParams& p, int max_tokens) {
       s.hidden % 16 != 0 || s.intermediate < 16 || s.intermediate % 16 != 0) {
     return Err(
         ErrorCode::kInvalidArgument,
-        "experts on sm_90: E={} top_k={} H={} I={}, expected E 1..1024, top_k 1..32, H and I "
+        "experts on a GPU: E={} top_k={} H={} I={}, expected E 1..1024, top_k 1..32, H and I "
         "multiples of 16",
         s.experts, s.top_k, s.hidden, s.intermediate);
   }
   if (p.tokens < 1 || p.tokens > max_tokens) {
-    return Err(ErrorCode::kInvalidArgument, "experts on sm_90: {} tokens, this kernel takes 1..{}",
+    return Err(ErrorCode::kInvalidArgument, "experts on a GPU: {} tokens, this kernel takes 1..{}",
                p.tokens, max_tokens);
   }
   if (!Aligned(p.x, 16) || !Aligned(p.y, 16) || !Aligned(p.w13, 128) || !Aligned(p.w2, 128) ||
       !Aligned(p.workspace, 256) || !Aligned(p.ids, 4) || !Aligned(p.weights, 4) ||
       (p.g1 != nullptr && !Aligned(p.g1, 4 * s.shards()))) {
     return Err(ErrorCode::kInvalidArgument,
-               "experts on sm_90: a device pointer is null or not aligned (x, y 16; w13, w2 128; "
+               "experts on a GPU: a device pointer is null or not aligned (x, y 16; w13, w2 128; "
                "workspace 256; g1 8 bytes, without a gate 4)");
   }
   return CheckScalesAndLimit(p);
