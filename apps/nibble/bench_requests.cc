@@ -78,10 +78,11 @@ Result<RequestFigures> RunRequests(
     bar.Update(static_cast<uint64_t>(i) + 1, static_cast<uint64_t>(bench.warmup + bench.requests),
                "requests");
     if (i < bench.warmup) continue;
-    const double first = c.timings.prompt.seconds, rest = c.timings.decode.seconds;
+    const double first = c.timings.first_token_seconds;
+    const double latency = c.timings.prompt.seconds + c.timings.decode.seconds;
     out.first_token.push_back(first);
-    out.latency.push_back(first + rest);
-    if (tokens > 1) out.inter_token.push_back(rest / static_cast<double>(tokens - 1));
+    out.latency.push_back(latency);
+    if (tokens > 1) out.inter_token.push_back((latency - first) / static_cast<double>(tokens - 1));
     out.tokens += tokens;
     out.speculation.draft_tokens = c.speculation.draft_tokens;
     auto& rounds = out.speculation.rounds;

@@ -296,7 +296,7 @@ class Chat {
   std::string Statistics(const engine::Completion& c) const {
     std::string out = fmt::format(
         "prompt {} tokens, {:.0f} tok/s, TTFT {:.1f} ms | answer {} tokens, {:.0f} tok/s",
-        request_.prompt.size(), PromptRate(request_, c), 1e3 * c.timings.prompt.seconds,
+        request_.prompt.size(), PromptRate(request_, c), 1e3 * c.timings.first_token_seconds,
         c.ids.size(), DecodeRate(c));
     if (const auto& s = c.speculation; s.draft_tokens > 0) {
       out += fmt::format(" | mtp:{}, {:.2f} tokens a round, {:.0f} % of drafts accepted",

@@ -89,7 +89,7 @@ Json::Object CompletionJson(const engine::Engine& engine, const engine::Request&
       {"load_s", Json(t.load_seconds)},
       {"prompt_tokens", Json(static_cast<int64_t>(request.prompt.size()))},
       {"prompt_tokens_per_s", Json(PromptRate(request, completion))},
-      {"ttft_s", Json(t.prompt.seconds)},
+      {"ttft_s", Json(t.first_token_seconds)},
       {"decode_tokens", Json(static_cast<int64_t>(completion.ids.size()))},
       {"decode_tokens_per_s", Json(DecodeRate(completion))},
       {"bytes_per_token", Json(engine.BytesPerToken())},

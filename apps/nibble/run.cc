@@ -59,7 +59,7 @@ void Report(const engine::Engine& engine, const engine::Request& request,
       "\nload {:.2f} s, {} | prompt {} tokens, {:.0f} tok/s, TTFT {:.1f} ms | decode {} tokens, "
       "{:.0f} tok/s{}{} | {}\n",
       c.timings.load_seconds, LoadText(engine), request.prompt.size(), PromptRate(request, c),
-      1e3 * c.timings.prompt.seconds, c.ids.size(), decode,
+      1e3 * c.timings.first_token_seconds, c.ids.size(), decode,
       passes ? fmt::format(", {:.1f} GB/s of weights", gigabytes) : "",
       engine.plan().map_weights ? ", packed at every use (--no-repack)" : "",
       NameOf(c.finish_reason));

@@ -56,9 +56,10 @@ struct PhaseTime {
 };
 
 struct Timings {
-  double load_seconds = 0;  // of the engine
-  PhaseTime prompt;         // prefill, up to the first token: time to first token
-  PhaseTime decode;         // from the first token to the last
+  double load_seconds = 0;         // of the engine
+  double first_token_seconds = 0;  // from the request to its first token: TTFT
+  PhaseTime prompt;                // prefill, the first token, and the drafts after it
+  PhaseTime decode;                // from there to the last token
 };
 
 struct Completion {

@@ -121,6 +121,7 @@ class Generation {
         NIBBLE_CHECK_OK(model_.Logits({&last, 1}, logits));
         out_.prompt_logits.assign(logits.begin(), logits.end());
         NIBBLE_TRY(const int32_t id, sampler_.Next(logits));
+        out_.timings.first_token_seconds = watch_.Seconds();
         Commit(id);
       }
       if (draft_tokens_ == 0 || done_) continue;
@@ -223,6 +224,7 @@ class Generation {
     return !done_;
   }
 
+  const Stopwatch watch_;  // since the request came
   model::QwenMoe& model_;
   kernels::Operators& operators_;
   const Request& request_;
