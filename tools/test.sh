@@ -70,7 +70,7 @@ find_nvcc() {
   ln -sfn lib "$cuda/lib64" && ln -sf libcudart.so.13 "$cuda/lib/libcudart.so" && echo "$cuda/bin/nvcc"
 }
 
-benches=(cuda_moe_bench cuda_linear_bench cuda_operators_bench cuda_delta_bench)
+benches=(cuda_moe_bench cuda_layer_bench cuda_linear_bench cuda_operators_bench cuda_delta_bench)
 
 cuda() { CUDACXX=$nvcc build cuda nibble "${benches[@]}"; }
 

@@ -84,6 +84,22 @@ struct SharedExpert {
   Matrix in, out;           // [T, H]
 };
 
+/// What lies between two mixers (attention, DeltaNet), see Operators::BetweenMixers.
+struct Between {
+  const PreparedLinear* out = nullptr;
+  Matrix attended;
+  Vector mid_norm;
+  CanonicalBf16 router;
+  bool renormalize = false;
+  Routing routing;
+  const PreparedExperts* experts = nullptr;
+  Vector next_norm;
+  float eps = 0;
+  const PreparedLinear* in = nullptr;  // null: the norm is the last
+  Matrix mixer_in;
+  Matrix residual, mixed, normed;
+};
+
 /// What a step runs: steps of one kind make the same calls.
 enum class StepKind : uint8_t { kForward, kDraft };
 
@@ -165,6 +181,12 @@ class Operators {
   /// does not depend on the other rows.
   virtual void Experts(const PreparedExperts& experts, Matrix x, const Routing& routing,
                        Matrix y) = 0;
+
+  /// Where the operators have it in one go: mixed = Linear(out, attended); AddRmsNorm(residual, mixed,
+  /// mid_norm, normed); Route and Experts of normed, to mixed; AddRmsNorm(residual, mixed, next_norm,
+  /// normed); mixer_in = Linear(in, normed). False: they have not, and nothing was done. What mixed and
+  /// routing hold afterwards is not said.
+  virtual bool BetweenMixers(const Between&) { return false; }
 
   /// out[t] = a[t] | b[t]
   virtual void Concat(Matrix a, Matrix b, Matrix out) = 0;

@@ -86,19 +86,47 @@ Result<void> QwenMoe::AllocateState(const ModelLimits& limits) {
   return ops_->AllocateRecurrent({recurrent, limits.slots, limits.tentative_rows, delta_});
 }
 
-void QwenMoe::Attention(const weights::AttentionWeights& w, int64_t cache, int64_t rows) {
-  ops_->Linear(w.qkv, normed_.Top(rows), qkv_.Top(rows));
-  ops_->Attention(attention_, cache, w.q_norm.vector(), w.k_norm.vector(), rope_.Top(rows),
-                  qkv_.Top(rows), attended_.Top(rows));
-  ops_->Linear(w.o, attended_.Top(rows), mixed_.Top(rows));
+namespace {
+
+const PreparedLinear& InOf(const weights::LayerWeights& w) {
+  return w.mixer == Mixer::kAttention ? w.attention.qkv : w.delta.in;
+}
+const PreparedLinear& OutOf(const weights::LayerWeights& w) {
+  return w.mixer == Mixer::kAttention ? w.attention.o : w.delta.out;
 }
 
-void QwenMoe::DeltaNet(const weights::DeltaWeights& w, int64_t state, int64_t rows) {
-  ops_->Linear(w.in, normed_.Top(rows), delta_in_.Top(rows));
-  ops_->DeltaNet(delta_, state,
-                 {w.conv.vector(), w.a_log.vector(), w.dt_bias.vector(), w.norm.vector()},
-                 delta_in_.Top(rows), delta_out_.Top(rows));
-  ops_->Linear(w.out, delta_out_.Top(rows), mixed_.Top(rows));
+}  // namespace
+
+Matrix QwenMoe::MixerIn(const weights::LayerWeights& w, int64_t rows) const {
+  return (w.mixer == Mixer::kAttention ? qkv_ : delta_in_).Top(rows);
+}
+Matrix QwenMoe::MixerOut(const weights::LayerWeights& w, int64_t rows) const {
+  return (w.mixer == Mixer::kAttention ? attended_ : delta_out_).Top(rows);
+}
+
+/// From a layer's normed input to what its mixer takes.
+void QwenMoe::Enter(const weights::LayerWeights& w, int64_t rows) {
+  ops_->Linear(InOf(w), normed_.Top(rows), MixerIn(w, rows));
+}
+
+/// `index` counts the layers of w's mixer.
+void QwenMoe::Mix(const weights::LayerWeights& w, int64_t index, int64_t rows) {
+  const Matrix in = MixerIn(w, rows), out = MixerOut(w, rows);
+  if (w.mixer == Mixer::kAttention) {
+    const weights::AttentionWeights& a = w.attention;
+    return ops_->Attention(attention_, index, a.q_norm.vector(), a.k_norm.vector(), rope_.Top(rows),
+                           in, out);
+  }
+  const weights::DeltaWeights& d = w.delta;
+  ops_->DeltaNet(delta_, index,
+                 {d.conv.vector(), d.a_log.vector(), d.dt_bias.vector(), d.norm.vector()}, in, out);
+}
+
+kernels::Routing QwenMoe::RoutingOf(const weights::LayerWeights& w) const {
+  kernels::Routing routing = routing_;
+  routing.shared = w.experts.shared;
+  routing.top_k = config_->top_k + (w.experts.shared ? 1 : 0);
+  return routing;
 }
 
 /// mixed = the MLP or the experts over normed; what a shared expert has to add besides.
@@ -106,9 +134,7 @@ SharedExpert QwenMoe::FeedForward(const weights::LayerWeights& w, int64_t rows) 
   const Matrix normed = normed_.Top(rows), mixed = mixed_.Top(rows);
   const bool shared = w.shared_gate.data != nullptr;
   if (w.is_moe) {
-    kernels::Routing routing = routing_;
-    routing.shared = w.experts.shared;
-    routing.top_k = config_->top_k + (w.experts.shared ? 1 : 0);
+    const kernels::Routing routing = RoutingOf(w);
     ops_->Route(w.router, normed, config_->norm_topk_prob, routing);
     ops_->Experts(w.experts, normed, routing, mixed);
     if (!shared) return {};
@@ -121,18 +147,31 @@ SharedExpert QwenMoe::FeedForward(const weights::LayerWeights& w, int64_t rows) 
   return {w.shared_gate, normed, shared_.Top(rows)};
 }
 
-/// From the layer's normed input to `next` of its output: the residual's norm under the next layer's
-/// weight. `index` counts the layers of w's mixer.
-void QwenMoe::Layer(const weights::LayerWeights& w, int64_t index, int64_t rows, Vector next) {
+/// From what the mixer has put out to the layer's output under `norm`, and on into the next layer.
+void QwenMoe::Leave(const weights::LayerWeights& w, int64_t rows, Vector norm,
+                    const weights::LayerWeights* next) {
   const Matrix x = residual_.Top(rows), normed = normed_.Top(rows), mixed = mixed_.Top(rows);
-  if (w.mixer == Mixer::kAttention) {
-    Attention(w.attention, index, rows);
-  } else {
-    DeltaNet(w.delta, index, rows);
+  const float eps = config_->rms_eps;
+  if (w.is_moe && w.shared_gate.data == nullptr) {
+    kernels::Between b;
+    b.out = &OutOf(w);
+    b.attended = MixerOut(w, rows);
+    b.mid_norm = w.post_attention_norm.vector();
+    b.router = w.router;
+    b.renormalize = config_->norm_topk_prob;
+    b.routing = RoutingOf(w);
+    b.experts = &w.experts;
+    b.next_norm = norm;
+    b.eps = eps;
+    if (next != nullptr) b.in = &InOf(*next), b.mixer_in = MixerIn(*next, rows);
+    b.residual = x, b.mixed = mixed, b.normed = normed;
+    if (ops_->BetweenMixers(b)) return;
   }
-  ops_->AddRmsNorm(x, mixed, {}, w.post_attention_norm.vector(), config_->rms_eps, normed);
+  ops_->Linear(OutOf(w), MixerOut(w, rows), mixed);
+  ops_->AddRmsNorm(x, mixed, {}, w.post_attention_norm.vector(), eps, normed);
   const SharedExpert shared = FeedForward(w, rows);
-  ops_->AddRmsNorm(x, mixed, shared, next, config_->rms_eps, normed);
+  ops_->AddRmsNorm(x, mixed, shared, norm, eps, normed);
+  if (next != nullptr) Enter(*next, rows);
 }
 
 void QwenMoe::Forward(std::span<const int32_t> ids, std::span<const SequenceRows> sequences) {
@@ -144,11 +183,12 @@ void QwenMoe::Forward(std::span<const int32_t> ids, std::span<const SequenceRows
   const auto& layers = weights_->layers;
   ops_->RmsNorm(residual_.Top(rows), layers[0].input_norm.vector(), config_->rms_eps,
                 normed_.Top(rows));
+  Enter(layers[0], rows);
   int64_t caches = 0, states = 0;
   for (size_t i = 0; i < layers.size(); ++i) {
-    const Vector next =
-        i + 1 < layers.size() ? layers[i + 1].input_norm.vector() : weights_->final_norm.vector();
-    Layer(layers[i], layers[i].mixer == Mixer::kAttention ? caches++ : states++, rows, next);
+    const weights::LayerWeights* const next = i + 1 < layers.size() ? &layers[i + 1] : nullptr;
+    Mix(layers[i], layers[i].mixer == Mixer::kAttention ? caches++ : states++, rows);
+    Leave(layers[i], rows, (next ? next->input_norm : weights_->final_norm).vector(), next);
   }
   ops_->End();
 }
@@ -168,7 +208,9 @@ void QwenMoe::Draft(std::span<const int32_t> ids, std::span<const SequenceRows> 
   ops_->Linear(w.fc, pair_.Top(rows), x);
   ops_->RopeTable(frequencies_, rope_.Top(rows));
   ops_->RmsNorm(x, w.layer.input_norm.vector(), eps, normed);
-  Layer(w.layer, config_->LayersOf(Mixer::kAttention), rows, w.norm.vector());
+  Enter(w.layer, rows);
+  Mix(w.layer, config_->LayersOf(Mixer::kAttention), rows);
+  Leave(w.layer, rows, w.norm.vector(), nullptr);
   ops_->End();
 }
 

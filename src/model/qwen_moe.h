@@ -70,10 +70,14 @@ class QwenMoe {
  private:
   Result<void> AllocateState(const ModelLimits& limits);
   kernels::Matrix Head(std::span<const int64_t> rows);
-  void Attention(const weights::AttentionWeights& w, int64_t cache, int64_t rows);
-  void DeltaNet(const weights::DeltaWeights& w, int64_t state, int64_t rows);
+  kernels::Matrix MixerIn(const weights::LayerWeights& w, int64_t rows) const;
+  kernels::Matrix MixerOut(const weights::LayerWeights& w, int64_t rows) const;
+  void Enter(const weights::LayerWeights& w, int64_t rows);
+  void Mix(const weights::LayerWeights& w, int64_t index, int64_t rows);
+  kernels::Routing RoutingOf(const weights::LayerWeights& w) const;
   kernels::SharedExpert FeedForward(const weights::LayerWeights& w, int64_t rows);
-  void Layer(const weights::LayerWeights& w, int64_t index, int64_t rows, kernels::Vector next);
+  void Leave(const weights::LayerWeights& w, int64_t rows, kernels::Vector norm,
+             const weights::LayerWeights* next);
 
   const checkpoint::ModelConfig* config_ = nullptr;
   const weights::ModelWeights* weights_ = nullptr;

@@ -15,7 +15,7 @@ function(translate_cuda file result)
 endfunction()
 
 if(NOT TARGET cuda_emulator)
-  add_library(cuda_emulator STATIC ${emulator}/fibers.cc ${emulator}/ptx.cc ${emulator}/runtime.cc)
+  add_library(cuda_emulator STATIC ${emulator}/fibers.cc ${emulator}/intrinsics.cc ${emulator}/ptx.cc ${emulator}/runtime.cc)
   target_include_directories(cuda_emulator SYSTEM PUBLIC ${NIBBLE_CUDA_HEADERS})
   target_compile_features(cuda_emulator PUBLIC cxx_std_20)
   target_compile_options(cuda_emulator PRIVATE -O3)

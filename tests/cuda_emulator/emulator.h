@@ -90,15 +90,13 @@ struct Config {
   cudaStream_t stream;
   int cluster = 1;
 };
-cudaError_t Launch(const Config& config, const void* kernel, std::function<void()> body);
+cudaError_t Launch(const Config& config, std::function<void()> body);
 
 template <class... Parameters, class... Arguments>
 cudaError_t LaunchWith(const Config& config, void (*kernel)(Parameters...),
                        const Arguments&... arguments) {
-  return Launch(config, reinterpret_cast<const void*>(kernel),
-                [kernel, ... a = std::remove_cv_t<std::remove_reference_t<Parameters>>(arguments)] {
-                  kernel(a...);
-                });
+  return Launch(config, [kernel, ... a = std::remove_cv_t<std::remove_reference_t<Parameters>>(
+                                     arguments)] { kernel(a...); });
 }
 template <class... Parameters, class... Arguments>
 cudaError_t LaunchEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
@@ -112,11 +110,6 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, void (*kernel)
                     *static_cast<std::remove_cv_t<Parameter>*>(arguments[0]));
 }
 
-template <class... P>
-const void* AddressOf(void (*kernel)(P...)) {
-  return reinterpret_cast<const void*>(kernel);
-}
-
 // --- inline PTX ---
 
 /// An operand of an asm statement: an input's value, or where an output goes.
@@ -124,7 +117,6 @@ struct Operand {
   uint64_t value = 0;
   void* to = nullptr;
   int bytes = 0;
-  bool is_float = false;
 };
 template <class T>
 Operand In(T v) {
@@ -141,7 +133,7 @@ Operand In(T v) {
 }
 template <class T>
 Operand Out(T& v) {
-  return {0, &v, sizeof v, std::is_floating_point_v<T>};
+  return {0, &v, sizeof v};
 }
 
 struct Instruction;
@@ -201,7 +193,7 @@ cudaError_t cudaFuncSetAttribute(void (*)(P...), cudaFuncAttribute, int) {
 }
 template <class... P>
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* a, void (*kernel)(P...)) {
-  return cudaFuncGetAttributes(a, emulator::AddressOf(kernel));
+  return cudaFuncGetAttributes(a, reinterpret_cast<const void*>(kernel));
 }
 
 using std::max;
@@ -261,6 +253,10 @@ uint32_t __reduce_min_sync(uint32_t mask, uint32_t v);
 uint32_t __reduce_max_sync(uint32_t mask, uint32_t v);
 uint32_t __reduce_add_sync(uint32_t mask, uint32_t v);
 uint32_t __reduce_or_sync(uint32_t mask, uint32_t v);
+
+inline uint32_t __funnelshift_r(uint32_t low, uint32_t high, uint32_t by) {
+  return static_cast<uint32_t>((static_cast<uint64_t>(high) << 32 | low) >> (by & 31));
+}
 
 template <class T>
 T atomicAdd(T* p, std::type_identity_t<T> v) {

@@ -10,7 +10,7 @@
 
 namespace emulator {
 
-uint32_t CopyBox(char* to, uint32_t to_address, const void* map, const int* at);
+uint32_t CopyBox(char* to, uint32_t to_address, const CUtensorMap& map, const int* at);
 
 /// An operand of a statement: %3, a register declared in the template, a number, {…} or […].
 struct Ref {
@@ -185,14 +185,14 @@ void BulkCopy(const Instruction& i, Context& c) {
 }
 void TensorCopy(const Instruction& i, Context& c) {
   const uint32_t address = c.Get32(i.args[0]);
-  const auto* const map = reinterpret_cast<const void*>(c.Get(i.args[1].parts[0]));
+  CUtensorMap map;
+  std::memcpy(static_cast<void*>(&map), reinterpret_cast<const void*>(c.Get(i.args[1].parts[0])),
+              sizeof map);
   std::array<int, 3> at{};
   for (int k = 0; k < 3; ++k) at[k] = static_cast<int>(c.Get32(i.args[1].parts[1].parts.at(k)));
-  uint64_t key[1];
-  std::memcpy(key, map, 8);
   char* const to = SharedPointer(address);
   Barrier* const barrier = &BarrierAt(c.Get32(i.args[2]));
-  CopyLate([=, k = key[0]] { CompleteBytes(barrier, CopyBox(to, address, &k, at.data())); });
+  CopyLate([=] { CompleteBytes(barrier, CopyBox(to, address, map, at.data())); });
 }
 void StoreAsync(const Instruction& i, Context& c) {
   char* const to = SharedPointer(c.Get32(i.args[0]));
@@ -657,138 +657,4 @@ void Ptx::Run(Operand* operands) const {
   for (const Instruction& i : instructions_) i.run(i, context);
 }
 
-// --- warp intrinsics ---
-
-void ShuffleLanes(uint32_t mask, Shuffle& s) {
-  int count;
-  Group& lanes = Lanes(mask, count);
-  current->doing = "a shuffle";
-  Meet(lanes, count, current->lane, &s, [](Group& g) {
-    for (uint32_t m = g.mask; m != 0; m &= m - 1) {
-      auto& mine = *static_cast<Shuffle*>(g.operands[std::countr_zero(m)]);
-      // From a lane that is not there comes what nobody promised.
-      const bool real = mine.from >= 0 && mine.from < 32 && g.mask >> mine.from & 1;
-      mine.result = real ? static_cast<const Shuffle*>(g.operands[mine.from])->value : ~0ull;
-    }
-  });
-}
-
-struct Brought {
-  uint64_t value, result;
-  uint64_t (*join)(const uint64_t* of_lane, uint32_t mask);
-};
-uint64_t Together(uint32_t mask, uint64_t v,
-                  uint64_t (*join)(const uint64_t* of_lane, uint32_t mask)) {
-  int count;
-  Group& lanes = Lanes(mask, count);
-  Brought mine{v, 0, join};
-  current->doing = "a vote or a reduction";
-  Meet(lanes, count, current->lane, &mine, [](Group& g) {
-    uint64_t values[32] = {};
-    const auto at = [&](int lane) { return static_cast<Brought*>(g.operands[lane]); };
-    for (uint32_t m = g.mask; m != 0; m &= m - 1)
-      values[std::countr_zero(m)] = at(std::countr_zero(m))->value;
-    const uint64_t result = at(std::countr_zero(g.mask))->join(values, g.mask);
-    for (uint32_t m = g.mask; m != 0; m &= m - 1) at(std::countr_zero(m))->result = result;
-  });
-  return mine.result;
-}
-
 }  // namespace emulator
-
-using emulator::Together;
-
-namespace {
-
-template <class T, T (*kJoin)(T, T)>
-uint64_t Reduce(const uint64_t* v, uint32_t mask) {
-  bool any = false;
-  T result{};
-  for (int lane = 0; lane < 32; ++lane) {
-    if (!(mask >> lane & 1)) continue;
-    result = any ? kJoin(result, static_cast<T>(v[lane])) : static_cast<T>(v[lane]);
-    any = true;
-  }
-  return static_cast<uint64_t>(result);
-}
-template <class T>
-T Smaller(T a, T b) {
-  return std::min(a, b);
-}
-template <class T>
-T Larger(T a, T b) {
-  return std::max(a, b);
-}
-template <class T>
-T Sum(T a, T b) {
-  return static_cast<T>(a + b);
-}
-template <class T>
-T Or(T a, T b) {
-  return a | b;
-}
-
-}  // namespace
-
-uint32_t __ballot_sync(uint32_t mask, int v) {
-  return static_cast<uint32_t>(Together(mask, v != 0, [](const uint64_t* lanes, uint32_t here) {
-    uint64_t votes = 0;
-    for (int lane = 0; lane < 32; ++lane) votes |= (here >> lane & lanes[lane] & 1) << lane;
-    return votes;
-  }));
-}
-uint32_t __match_any_sync(uint32_t mask, uint32_t v) {
-  uint32_t same = 0;
-  for (int lane = 0; lane < 32; ++lane) {
-    if (!(mask >> lane & 1)) continue;
-    if (emulator::ShuffleFrom(mask, v, lane) == v) same |= 1u << lane;
-  }
-  return same;
-}
-int __reduce_min_sync(uint32_t mask, int v) {
-  return static_cast<int>(Together(mask, v, Reduce<int, Smaller<int>>));
-}
-int __reduce_max_sync(uint32_t mask, int v) {
-  return static_cast<int>(Together(mask, v, Reduce<int, Larger<int>>));
-}
-int __reduce_add_sync(uint32_t mask, int v) {
-  return static_cast<int>(Together(mask, v, Reduce<int, Sum<int>>));
-}
-uint32_t __reduce_min_sync(uint32_t mask, uint32_t v) {
-  return static_cast<uint32_t>(Together(mask, v, Reduce<uint32_t, Smaller<uint32_t>>));
-}
-uint32_t __reduce_max_sync(uint32_t mask, uint32_t v) {
-  return static_cast<uint32_t>(Together(mask, v, Reduce<uint32_t, Larger<uint32_t>>));
-}
-uint32_t __reduce_add_sync(uint32_t mask, uint32_t v) {
-  return static_cast<uint32_t>(Together(mask, v, Reduce<uint32_t, Sum<uint32_t>>));
-}
-uint32_t __reduce_or_sync(uint32_t mask, uint32_t v) {
-  return static_cast<uint32_t>(Together(mask, v, Reduce<uint32_t, Or<uint32_t>>));
-}
-
-int __syncthreads_or(int v) {
-  // Two barriers: one to gather, one so that nobody gathers the next before all have read.
-  emulator::Group& barrier = emulator::NamedBarrier(0);
-  int mine = v;
-  std::vector<int>& all = emulator::current->block->votes;
-  all.push_back(mine);
-  __syncthreads();
-  mine = 0;
-  for (const int vote : all) mine |= vote;
-  emulator::Meet(barrier, emulator::LiveThreads(), 0, nullptr,
-                 [](emulator::Group&) { emulator::current->block->votes.clear(); });
-  return mine != 0;
-}
-
-uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
-  const uint64_t both = uint64_t{b} << 32 | a;
-  uint32_t result = 0;
-  for (int i = 0; i < 4; ++i) {
-    const uint32_t s = selector >> 4 * i & 15;
-    uint32_t byte = both >> 8 * (s & 7) & 0xFF;
-    if (s & 8) byte = byte & 0x80 ? 0xFF : 0;
-    result |= byte << 8 * i;
-  }
-  return result;
-}

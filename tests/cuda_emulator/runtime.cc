@@ -5,7 +5,6 @@
 #include <stdlib.h>
 #include <time.h>
 
-#include <map>
 #include <string_view>
 
 #include "machine.h"
@@ -47,7 +46,7 @@ cudaError_t Do(cudaStream_t s, std::function<void()> work) {
 
 namespace emulator {
 
-cudaError_t Launch(const Config& c, const void*, std::function<void()> body) {
+cudaError_t Launch(const Config& c, std::function<void()> body) {
   const unsigned threads = c.block.x * c.block.y * c.block.z;
   if (threads == 0 || threads > 1024 || c.grid.x == 0 || c.grid.y == 0 || c.grid.z == 0 ||
       c.grid.y > 65535 || c.grid.z > 65535 || c.shared_bytes > (227u << 10) ||
@@ -65,13 +64,9 @@ struct EmulatedTensorMap {
   uint64_t sizes[5], strides[5];
   uint32_t box[5], element_bytes, rank, swizzle;
 };
+static_assert(sizeof(EmulatedTensorMap) <= sizeof(CUtensorMap));
 
 namespace {
-
-std::map<const void*, EmulatedTensorMap>& Maps() {
-  static std::map<const void*, EmulatedTensorMap> maps;
-  return maps;
-}
 
 CUresult EncodeTiled(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank, void* base,
                      const cuuint64_t* sizes, const cuuint64_t* strides, const cuuint32_t* box,
@@ -95,13 +90,8 @@ CUresult EncodeTiled(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank
       return CUDA_ERROR_INVALID_VALUE;
   }
   if (box[0] * bytes % 16 != 0) return CUDA_ERROR_INVALID_VALUE;
-  // The map travels by value inside a kernel's arguments: a key in it finds what it describes.
-  static uint64_t next = 1;
-  auto* const key = reinterpret_cast<const void*>(next);
   std::memset(static_cast<void*>(map), 0, sizeof *map);
-  std::memcpy(static_cast<void*>(map), &next, sizeof next);
-  ++next;
-  Maps()[key] = m;
+  std::memcpy(static_cast<void*>(map), &m, sizeof m);
   return CUDA_SUCCESS;
 }
 
@@ -109,10 +99,9 @@ CUresult EncodeTiled(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank
 
 namespace emulator {
 /// Copies a box into shared memory; returns its bytes.
-uint32_t CopyBox(char* to, uint32_t to_address, const void* map, const int* at) {
-  uint64_t key;
-  std::memcpy(&key, map, sizeof key);
-  const EmulatedTensorMap& m = Maps().at(reinterpret_cast<const void*>(key));
+uint32_t CopyBox(char* to, uint32_t to_address, const CUtensorMap& map, const int* at) {
+  EmulatedTensorMap m;
+  std::memcpy(&m, &map, sizeof m);
   if (m.swizzle != 0 || m.rank != 3) Fail("a tensor map with a swizzle, or not of rank 3");
   if (to_address % 128 != 0)
     Fail("a box goes to shared address %u, not a multiple of 128", to_address);

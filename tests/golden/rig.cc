@@ -32,9 +32,15 @@ Result<std::unique_ptr<Rig>> Rig::Open(const std::string& dir, const plan::Wishe
 
 Result<std::unique_ptr<Rig>> Rig::OpenOnCuda(const std::string& dir, const plan::Wishes& wishes,
                                              bool graphs) {
+  NIBBLE_TRY(checkpoint::Checkpoint checkpoint, checkpoint::Checkpoint::Open(dir));
+  return OpenOnCuda(std::move(checkpoint), wishes, graphs);
+}
+
+Result<std::unique_ptr<Rig>> Rig::OpenOnCuda(checkpoint::Checkpoint checkpoint,
+                                             const plan::Wishes& wishes, bool graphs) {
   auto rig = std::make_unique<Rig>();
+  rig->checkpoint = std::move(checkpoint);
   NIBBLE_TRY(const DeviceInfo gpu, cuda::DescribeDevice());
-  NIBBLE_TRY(rig->checkpoint, checkpoint::Checkpoint::Open(dir));
   NIBBLE_TRY(rig->plan, plan::MakePlan(rig->checkpoint, gpu, wishes));
   NIBBLE_TRY(rig->weights, weights::LoadWeights(rig->checkpoint, rig->plan, rig->pool));
   NIBBLE_TRY(rig->device, cuda::MakeOperators({graphs}));

@@ -44,6 +44,8 @@ struct Rig {
   /// The same on this machine's GPU.
   static Result<std::unique_ptr<Rig>> OpenOnCuda(const std::string& dir, const plan::Wishes& wishes,
                                                  bool graphs = true);
+  static Result<std::unique_ptr<Rig>> OpenOnCuda(checkpoint::Checkpoint checkpoint,
+                                                 const plan::Wishes& wishes, bool graphs = true);
 
   /// Runs ids from position 0 in batches of at most `batch` and gives the logits of every position
   /// from `first` on.

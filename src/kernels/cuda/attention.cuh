@@ -10,8 +10,6 @@
 
 namespace nibble::cuda {
 
-inline constexpr float kLog2E = 1.4426950408889634f;
-
 /// A lane's share of a head: kDim / 32 dimensions one after the other.
 template <int kDim>
 struct HeadShare {

@@ -19,6 +19,7 @@
 #include "kernels/cuda/norm.h"
 #include "kernels/cuda/route.h"
 #include "kernels/cuda/sample.h"
+#include "kernels/cuda/sm90_layer_decode.h"
 #include "kernels/cuda/sm90_linear.h"
 #include "kernels/cuda/sm90_moe.h"
 #include "kernels/cuda/step_inputs.h"
@@ -59,6 +60,12 @@ Sm90Input InputOf(const PreparedLinearShard& shard) {
   if (shard.activation->scale.is_static) return Sm90Input::kFp8;
   return shard.activation->scale.group == GroupShape::PerToken() ? Sm90Input::kFp8Token
                                                                  : Sm90Input::kFp8Group;
+}
+
+/// Whether some shard is for mma.sync.
+bool IsPortable(const PreparedLinear& linear) {
+  return std::any_of(linear.shards.begin(), linear.shards.end(),
+                     [](const PreparedLinearShard& s) { return s.backend == Backend::kMarlin; });
 }
 
 Sm90LinearParams LinearParams(const PreparedLinear& linear, Matrix x, Matrix y) {
@@ -177,6 +184,7 @@ class CudaOperators : public kernels::Operators {
   void CopySlot(int from, int to, int64_t positions) override;
   void Route(const CanonicalBf16& router, Matrix x, bool renormalize, Routing routing) override;
   void Experts(const PreparedExperts& experts, Matrix x, const Routing& routing, Matrix y) override;
+  bool BetweenMixers(const kernels::Between& b) override;
   void Concat(Matrix a, Matrix b, Matrix out) override;
   void WriteMatrix(std::span<const float> from, Matrix to) override;
   void WriteRouting(std::span<const int32_t> experts, std::span<const float> weights,
@@ -207,8 +215,8 @@ class CudaOperators : public kernels::Operators {
   Graph* current_ = nullptr;  // that is being recorded
   std::vector<DeviceMemory> allocations_;
   GrowingMemory linear_work_, attention_work_, delta_work_;
-  GrowingMemory route_work_, argmax_work_;  // zeroed, and left so by every launch
-  GrowingMemory argmax_;                    // ids and flags
+  GrowingMemory route_work_, argmax_work_, layer_work_;  // zeroed, and left so by every launch
+  GrowingMemory argmax_;                                 // ids and flags
   struct MoeWork {
     Sm90MoeShape shape;
     const MoeKernel* kernel;
@@ -443,8 +451,7 @@ void CudaOperators::AddRmsNorm(Matrix x, Matrix y, const SharedExpert& shared, V
 
 void CudaOperators::Linear(const PreparedLinear& linear, Matrix x, Matrix y) {
   Sm90LinearParams p = LinearParams(linear, x, y);
-  const auto portable = [](const PreparedLinearShard& s) { return s.backend == Backend::kMarlin; };
-  if (std::any_of(linear.shards.begin(), linear.shards.end(), portable)) {
+  if (IsPortable(linear)) {
     return Timed("linear", linear.shards[0].name, [&]() -> Result<void> {
       p.workspace_bytes = LinearMmaWorkspace(p);
       NIBBLE_TRY(p.workspace, linear_work_.Reserve(p.workspace_bytes, stream_));
@@ -571,19 +578,27 @@ void CudaOperators::CopySlot(int from, int to, int64_t positions) {
   }
 }
 
-void CudaOperators::Route(const CanonicalBf16& router, Matrix x, bool renormalize,
-                          Routing routing) {
+namespace {
+RouteParams RouteOf(const CanonicalBf16& router, int64_t rows, bool renormalize,
+                    const Routing& routing) {
   RouteParams p;
-  p.tokens = static_cast<int>(x.rows);
+  p.tokens = static_cast<int>(rows);
   p.shared = routing.shared;
   p.experts = static_cast<int>(router.n) - (routing.shared ? 1 : 0);
   p.hidden = static_cast<int>(router.k);
   p.top_k = routing.top_k - (routing.shared ? 1 : 0);
   p.renormalize = renormalize;
-  p.x = Bf16s(x);
   p.weight = Bf16s(router);
   p.ids = routing.experts;
   p.weights = routing.weights;
+  return p;
+}
+}  // namespace
+
+void CudaOperators::Route(const CanonicalBf16& router, Matrix x, bool renormalize,
+                          Routing routing) {
+  RouteParams p = RouteOf(router, x.rows, renormalize, routing);
+  p.x = Bf16s(x);
   Timed("route", [&]() -> Result<void> {
     p.workspace_bytes = RouteWorkspace(p.tokens, p.rows());
     NIBBLE_TRY(p.workspace, route_work_.Reserve(p.workspace_bytes, stream_));
@@ -608,6 +623,33 @@ void CudaOperators::Experts(const PreparedExperts& experts, Matrix x, const Rout
     NIBBLE_TRY(p.workspace, Zeroed(p.shape, kernel, kernel->workspace(p.shape, p.tokens)));
     return kernel->launch(p, stream_);
   });
+}
+
+bool CudaOperators::BetweenMixers(const kernels::Between& b) {
+  if (b.residual.rows > 1 || b.experts->backend != Backend::kHopper || IsPortable(*b.out) ||
+      (b.in != nullptr && IsPortable(*b.in))) {
+    return false;
+  }
+  Sm90LayerParams p;
+  p.out = LinearParams(*b.out, b.attended, b.mixed);
+  p.residual = Floats(b.residual);
+  p.mid_weight = b.mid_norm.data;
+  p.route = RouteOf(b.router, b.residual.rows, b.renormalize, b.routing);
+  p.experts = MoeParams(*b.experts, b.normed, b.routing, b.mixed);
+  p.next_weight = b.next_norm.data;
+  p.normed = Bf16s(b.normed);
+  p.eps = b.eps;
+  p.has_in = b.in != nullptr;
+  if (p.has_in) p.in = LinearParams(*b.in, b.normed, b.mixer_in);
+  if (!Sm90LayerFits(p)) return false;
+  Timed("between mixers", [&]() -> Result<void> {
+    NIBBLE_TRY(p.workspace, layer_work_.Reserve(Sm90LayerWorkspace(), stream_));
+    NIBBLE_TRY(p.experts.workspace,
+               Zeroed(p.experts.shape, &kMoeDecode,
+                      Sm90MoeDecodeWorkspace(p.experts.shape, p.experts.tokens)));
+    return LaunchSm90LayerDecode(p, stream_);
+  });
+  return true;
 }
 
 // ---- To and from the host

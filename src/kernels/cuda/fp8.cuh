@@ -32,6 +32,14 @@ __device__ __forceinline__ void DequantizeFp8(uint32_t word, uint32_t& first, ui
   }
 }
 
+/// The operand of mma step j from a lane's two words of 16 bytes of a tile (layout/hopper_tile.h).
+template <bool kExact>
+__device__ __forceinline__ void Fp8Fragment(const uint4 (&words)[2], int j, uint32_t (&a)[4]) {
+  const uint4& w = words[j / 2];
+  DequantizeFp8<kExact>(j % 2 ? w.z : w.x, a[0], a[2]);
+  DequantizeFp8<kExact>(j % 2 ? w.w : w.y, a[1], a[3]);
+}
+
 /// An FP8 scale, its reciprocal, rounded once, and 512 of it as a bf16 pair.
 struct Fp8Scale {
   float value, inverse;

@@ -1,8 +1,8 @@
 #include "kernels/cuda/linear_arrange.h"
 
 #include "kernels/cuda/fp8.cuh"
-#include "kernels/cuda/launch.h"
 #include "kernels/cuda/linear_store.cuh"
+#include "kernels/cuda/sm90_launch.h"
 #include "layout/hopper_tile.h"
 
 namespace nibble::cuda::linear {
@@ -118,8 +118,37 @@ __global__ void __launch_bounds__(256) Reduce(const __grid_constant__ ReduceArgs
 
 }  // namespace
 
-Result<void> LaunchArrange(const ArrangeArgs& args, int tokens, cudaStream_t stream) {
-  return LaunchDependent(Arrange, dim3(tokens), kArrangeThreads, args, stream);
+LinearSpace SpaceOf(const ArrangeArgs& arrange, size_t part_bytes) {
+  LinearSpace space;
+  const auto rows = static_cast<size_t>(arrange.rows);
+  space.variant_bytes = static_cast<int64_t>(arrange.steps) * arrange.rows * 128;
+  space.token_scale = RoundUpTo(space.variant_bytes * arrange.variants, 256);
+  space.group_scale = space.token_scale + RoundUpTo(sizeof(float) * rows, 256);
+  const size_t groups = static_cast<size_t>((arrange.steps + 1) / 2);
+  space.parts = space.group_scale + RoundUpTo(sizeof(float) * rows * groups, 256);
+  space.bytes = space.parts + part_bytes;
+  return space;
+}
+
+Output OutputOf(const Sm90LinearParams& params, const Shard* shards, const float* token_scale,
+                int together) {
+  Output out{};
+  out.y = reinterpret_cast<__nv_bfloat16*>(params.y);
+  out.y_f32 = params.y_f32;
+  out.ldy = params.ldy;
+  out.token_scale = token_scale;
+  out.aligned = params.y != nullptr && params.ldy % together == 0;
+  for (int i = 0; i < params.shards; ++i) out.aligned &= shards[i].column % together == 0;
+  return out;
+}
+
+Result<void> LaunchArrange(const Sm90LinearParams& params, const LinearSpace& space,
+                           ArrangeArgs* arrange, cudaStream_t stream) {
+  arrange->x = reinterpret_cast<const uint32_t*>(params.x);
+  arrange->out = reinterpret_cast<uint8_t*>(params.workspace);
+  arrange->token_scale = reinterpret_cast<float*>(params.workspace + space.token_scale);
+  arrange->group_scale = reinterpret_cast<float*>(params.workspace + space.group_scale);
+  return LaunchDependent(Arrange, dim3(params.tokens), kArrangeThreads, *arrange, stream);
 }
 
 void MakeVariants(int shards, Shard* shard, ArrangeArgs* arrange) {

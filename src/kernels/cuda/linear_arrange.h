@@ -19,7 +19,7 @@ struct Output {
   float* y_f32;
   int64_t ldy;
   const float* token_scale;  // [tokens], of kFp8Token
-  bool aligned;              // eight neighbouring columns of y may be stored at once
+  bool aligned;  // as many neighbouring columns of y as OutputOf was told may be stored at once
 };
 
 struct ArrangeArgs {
@@ -33,9 +33,24 @@ struct ArrangeArgs {
   } variant[kSm90LinearShards];
 };
 
+/// What lies where in the workspace of a linear of many tokens: x, the scales that it was quantized
+/// under, the parts of k.
+struct LinearSpace {
+  int64_t variant_bytes = 0;  // of x
+  size_t token_scale = 0, group_scale = 0, parts = 0, bytes = 0;
+};
+/// Of x as `arrange` says; part_bytes: of all parts.
+LinearSpace SpaceOf(const ArrangeArgs& arrange, size_t part_bytes);
+
+/// Where the sums go, and whether `together` neighbouring columns of a shard begin at a multiple of as many.
+Output OutputOf(const Sm90LinearParams& params, const Shard* shards, const float* token_scale,
+                int together);
+
 /// x, quantized as each shard wants it, to [variant][k / 64][rows][64]: rows in the 128-byte swizzle, k's
 /// in the order of the weights (layout/hopper_tile.h), so that what a tile reads for one step is one copy.
-Result<void> LaunchArrange(const ArrangeArgs& args, int tokens, cudaStream_t stream);
+/// Gives `arrange` its pointers.
+Result<void> LaunchArrange(const Sm90LinearParams& params, const LinearSpace& space,
+                           ArrangeArgs* arrange, cudaStream_t stream);
 
 /// Numbers the ways in which the shards want x, in the order of each one's first shard.
 void MakeVariants(int shards, Shard* shard, ArrangeArgs* arrange);

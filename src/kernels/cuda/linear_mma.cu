@@ -160,7 +160,7 @@ struct MmaPlan {
   MmaArgs gemm{};
   ArrangeArgs arrange{};
   int n = 0, token_tiles = 0;
-  size_t token_scale = 0, group_scale = 0, parts = 0, bytes = 0;  // x comes first
+  LinearSpace space;
 };
 
 constexpr int BlockTiles(int n) {
@@ -185,16 +185,11 @@ MmaPlan MakeMmaPlan(const Sm90LinearParams& p, int multiprocessors) {
   // Two blocks a multiprocessor, and no part of less than four k blocks.
   g.splits =
       std::max(1, std::min(2 * multiprocessors / (g.row_tiles * plan.token_tiles), g.granules / 2));
-  g.variant_bytes = static_cast<int64_t>(g.steps) * g.rows * 128;
   plan.arrange.k = p.k, plan.arrange.steps = g.steps, plan.arrange.rows = g.rows;
-  plan.token_scale = RoundUpTo(g.variant_bytes * plan.arrange.variants, 256);
-  plan.group_scale = plan.token_scale + RoundUpTo(sizeof(float) * g.rows, 256);
-  plan.parts = plan.group_scale + RoundUpTo(sizeof(float) * g.rows * g.granules, 256);
-  plan.bytes = plan.parts;
-  if (g.splits > 1) {
-    plan.bytes += sizeof(float) * g.splits * g.row_tiles * BlockTiles(plan.n) * kHopperTileRows *
-                  static_cast<size_t>(g.rows);
-  }
+  const size_t part = sizeof(float) * g.row_tiles * BlockTiles(plan.n) * kHopperTileRows *
+                      static_cast<size_t>(g.rows);
+  plan.space = SpaceOf(plan.arrange, g.splits > 1 ? g.splits * part : 0);
+  g.variant_bytes = plan.space.variant_bytes;
   return plan;
 }
 
@@ -213,7 +208,7 @@ namespace nibble::cuda {
 size_t LinearMmaWorkspace(const Sm90LinearParams& params) {
   // More multiprocessors than any GPU has: more parts of k.
   constexpr int kMultiprocessors = 256;
-  return linear::MakeMmaPlan(params, kMultiprocessors).bytes;
+  return linear::MakeMmaPlan(params, kMultiprocessors).space.bytes;
 }
 
 Result<void> LaunchLinearMma(const Sm90LinearParams& params, cudaStream_t stream) {
@@ -221,27 +216,17 @@ Result<void> LaunchLinearMma(const Sm90LinearParams& params, cudaStream_t stream
   NIBBLE_TRY(const int multiprocessors, MultiprocessorCount());
   linear::MmaPlan plan = linear::MakeMmaPlan(params, multiprocessors);
   linear::MmaArgs& g = plan.gemm;
-  if (!IsAligned(params.workspace, 256) || params.workspace_bytes < plan.bytes) {
+  if (!IsAligned(params.workspace, 256) || params.workspace_bytes < plan.space.bytes) {
     return Error{ErrorCode::kInvalidArgument,
                  "linear by mma: needs LinearMmaWorkspace bytes of 256-byte aligned workspace",
                  {},
                  {}};
   }
-  linear::ArrangeArgs& arrange = plan.arrange;
-  arrange.x = reinterpret_cast<const uint32_t*>(params.x);
-  arrange.out = reinterpret_cast<uint8_t*>(params.workspace);
-  arrange.token_scale = reinterpret_cast<float*>(params.workspace + plan.token_scale);
-  arrange.group_scale = reinterpret_cast<float*>(params.workspace + plan.group_scale);
-  NIBBLE_CHECK_OK(linear::LaunchArrange(arrange, params.tokens, stream));
-  g.x = arrange.out;
-  g.group_scale = arrange.group_scale;
-  g.out.y = reinterpret_cast<__nv_bfloat16*>(params.y);
-  g.out.y_f32 = params.y_f32;
-  g.out.ldy = params.ldy;
-  g.out.token_scale = arrange.token_scale;
-  g.out.aligned = params.y != nullptr && params.ldy % 2 == 0;
-  for (int i = 0; i < params.shards; ++i) g.out.aligned &= g.shard[i].column % 2 == 0;
-  if (g.splits > 1) g.parts = reinterpret_cast<float4*>(params.workspace + plan.parts);
+  NIBBLE_CHECK_OK(linear::LaunchArrange(params, plan.space, &plan.arrange, stream));
+  g.x = plan.arrange.out;
+  g.group_scale = plan.arrange.group_scale;
+  g.out = linear::OutputOf(params, g.shard, plan.arrange.token_scale, 2);
+  if (g.splits > 1) g.parts = reinterpret_cast<float4*>(params.workspace + plan.space.parts);
   const auto launch = plan.n == 8    ? linear::LaunchMma<8>
                       : plan.n == 16 ? linear::LaunchMma<16>
                       : plan.n == 32 ? linear::LaunchMma<32>

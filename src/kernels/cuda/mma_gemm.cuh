@@ -61,9 +61,7 @@ struct MmaFragments<HopperFormat::kFp8, kExact> {
     words[1] = __ldg(reinterpret_cast<const uint4*>(tile) + 32 + lane);
   }
   __device__ __forceinline__ void Step(int j, uint32_t (&a)[4]) const {
-    const uint4& w = words[j / 2];
-    DequantizeFp8<kExact>(j % 2 ? w.z : w.x, a[0], a[2]);
-    DequantizeFp8<kExact>(j % 2 ? w.w : w.y, a[1], a[3]);
+    Fp8Fragment<kExact>(words, j, a);
   }
 };
 

@@ -81,11 +81,25 @@ __device__ __forceinline__ uint32_t ToPair(float low, float high) {
   return reinterpret_cast<const uint32_t&>(pair);
 }
 
+inline constexpr float kLog2E = 1.4426950408889634f;
+
 /// Two to the power x, within two units in the last place; x below -126 gives 0.
 __device__ __forceinline__ float Exp2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
+}
+
+/// sum + a b, of eight.
+__device__ __forceinline__ float Dot8(const uint4& a, const uint4& b, float sum) {
+  sum = fmaf(LowBf16(a.x), LowBf16(b.x), sum);
+  sum = fmaf(HighBf16(a.x), HighBf16(b.x), sum);
+  sum = fmaf(LowBf16(a.y), LowBf16(b.y), sum);
+  sum = fmaf(HighBf16(a.y), HighBf16(b.y), sum);
+  sum = fmaf(LowBf16(a.z), LowBf16(b.z), sum);
+  sum = fmaf(HighBf16(a.z), HighBf16(b.z), sum);
+  sum = fmaf(LowBf16(a.w), LowBf16(b.w), sum);
+  return fmaf(HighBf16(a.w), HighBf16(b.w), sum);
 }
 
 // --- sums over a warp, the same bits in every lane ---

@@ -9,7 +9,6 @@ namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr size_t kTicketBytes = 256;
-constexpr float kLog2E = 1.4426950408889634f;
 
 struct RouteArgs {
   RouteParams p;
@@ -30,6 +29,7 @@ __device__ __forceinline__ void TakeTopK(const RouteParams& p, const float* logi
     v[i] = e < p.experts ? __ldcg(logits + e) : -INFINITY;
     largest = fmaxf(largest, v[i]);
   }
+  const float shared = p.shared ? __ldcg(logits + p.experts) : 0.0f;
   largest = WarpMax(largest);
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
@@ -69,7 +69,7 @@ __device__ __forceinline__ void TakeTopK(const RouteParams& p, const float* logi
   const int64_t at = static_cast<int64_t>(token) * p.routes() + lane;
   if (lane == p.top_k) {
     p.ids[at] = p.experts;
-    p.weights[at] = 1 / (1 + Exp2(-kLog2E * __ldcg(logits + p.experts)));
+    p.weights[at] = 1 / (1 + Exp2(-kLog2E * shared));
     return;
   }
   p.ids[at] = id;
@@ -102,17 +102,6 @@ __device__ __forceinline__ float SumEach(float (&v)[size]) {
     for (int bit = size; bit < 32; bit *= 2) v[0] += __shfl_xor_sync(~0u, v[0], bit);
     return v[0];
   }
-}
-
-__device__ __forceinline__ float Dot8(const uint4& a, const uint4& b, float sum) {
-  sum = fmaf(LowBf16(a.x), LowBf16(b.x), sum);
-  sum = fmaf(HighBf16(a.x), HighBf16(b.x), sum);
-  sum = fmaf(LowBf16(a.y), LowBf16(b.y), sum);
-  sum = fmaf(HighBf16(a.y), HighBf16(b.y), sum);
-  sum = fmaf(LowBf16(a.z), LowBf16(b.z), sum);
-  sum = fmaf(HighBf16(a.z), HighBf16(b.z), sum);
-  sum = fmaf(LowBf16(a.w), LowBf16(b.w), sum);
-  return fmaf(HighBf16(a.w), HighBf16(b.w), sum);
 }
 
 constexpr int kTokensAtOnce = 8;

@@ -25,9 +25,7 @@ struct Tile {  // FP8
     words[1] = reinterpret_cast<const uint4*>(tile + 512)[lane];
   }
   __device__ __forceinline__ void Fragment(int j, uint32_t (&a)[4]) const {
-    const uint4& w = words[j / 2];
-    DequantizeFp8<kExact>(j % 2 ? w.z : w.x, a[0], a[2]);
-    DequantizeFp8<kExact>(j % 2 ? w.w : w.y, a[1], a[3]);
+    Fp8Fragment<kExact>(words, j, a);
   }
 };
 

@@ -12,443 +12,51 @@
 #include <algorithm>
 
 #include "kernels/cuda/cuda_check.h"
-#include "kernels/cuda/sm90_divisor.cuh"
 #include "kernels/cuda/sm90_launch.h"
-#include "kernels/cuda/sm90_linear.cuh"
-#include "kernels/cuda/sm90_linear_check.h"
+#include "kernels/cuda/sm90_linear_decode.cuh"
 
 namespace nibble::cuda::linear {
 namespace {
 
-constexpr int kSlotBytes = 4 * kHopperTileBytes;
+using Narrow = Config<1, 2, 2>;
+using Wide = Config<2, 2, 1>;
 
-/// kN: eights of tokens.
-template <int kN_>
-struct Config {
-  static constexpr int kWarps = 16, kN = kN_;
-  static constexpr int kThreads = 32 * kWarps;
-  static constexpr int kSlots = 2;  // of a warp's ring
-  static constexpr int kPartialBuffers = kN == 1 ? 2 : 1;
-};
-
-struct Args {
-  const __nv_bfloat16* x;
-  __nv_bfloat16* y;
-  float* y_f32;
-  int64_t ldy;
-  int tokens, k, steps;  // of 64 k
-  int granule;           // steps that a warp's part of k is a multiple of
-  int group_warps;       // that share a tile: a power of two
-  int tiles;             // of all shards
-  bool token_scales;     // some shard's x is kFp8Token
-  int padded_eights;     // of k, in blocks of 16
-  Divisor by_padded_eights;
-  Shard shard[kSm90LinearShards];
-};
-
+/// In dynamic shared memory; then x and the scales of kFp8Group.
 template <class C>
 struct Smem {
   alignas(128) uint8_t ring[C::kWarps][C::kSlots][kSlotBytes];
   uint64_t full[C::kWarps][C::kSlots];
   float token_scale[kSm90LinearDecodeTokens];
   alignas(16) float partial[C::kPartialBuffers][C::kWarps][C::kN][128];
-  // Then x [steps][2][tokens][4] of 16 bytes, see XPlace, and the scales [tokens][blocks of 128 k] of
-  // kFp8Group.
 };
-
-constexpr int UnitSteps(Sm90Weight weight) {
-  return weight == Sm90Weight::kNvfp4 ? 4 : weight == Sm90Weight::kBf16 ? 1 : 2;
-}
-constexpr int ScaleBlocks(int k) { return (k + 127) / 128; }
 template <class C>
 size_t SharedBytes(const Args& a) {
   return sizeof(Smem<C>) + static_cast<size_t>(a.steps) * a.tokens * 128 +
          sizeof(float) * a.tokens * ScaleBlocks(a.k);
 }
 
-/// This thread's place and its warp's part of k.
-template <class C>
-struct Place {
-  int lane, warp, group, groups, part;
-  int step, steps;
-  __device__ explicit Place(const Args& a)
-      : lane(threadIdx.x % 32),
-        // The shuffle tells the compiler that it is the warp's.
-        warp(__shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32, 0)),
-        group(warp / a.group_warps),
-        groups(C::kWarps / a.group_warps),
-        part(warp % a.group_warps) {
-    const int granules = (a.steps + a.granule - 1) / a.granule;
-    step = part * granules / a.group_warps * a.granule;
-    steps = min((part + 1) * granules / a.group_warps * a.granule, a.steps) - step;
-  }
-};
-
-/// A warp's weights, in the order in which it needs them: a ring of units of a few steps.
-template <class C>
-class WeightStream {
- public:
-  __device__ WeightStream(const Args& a, const Place<C>& p, Smem<C>& s, int first_tile,
-                          int end_tile)
-      : a_(a),
-        p_(p),
-        ring_(s.ring[p.warp][0]),
-        full_(SharedAddress(s.full[p.warp])),
-        tile_(p.steps > 0 ? first_tile + p.group : end_tile),
-        end_(end_tile) {
-    if (tile_ < end_) StartTile();
-  }
-
-  __device__ __forceinline__ void Fill() {
-#pragma unroll 1
-    for (int i = 0; i < C::kSlots; ++i) Issue(i);
-  }
-  /// The next unit, once it has arrived.
-  __device__ __forceinline__ const uint8_t* Wait() {
-    BarrierWait(full_ + 8 * slot_, parity_);
-    return ring_ + slot_ * kSlotBytes;
-  }
-  /// The unit has been read by all lanes; asks for the one that takes its place.
-  __device__ __forceinline__ void Release() {
-    __syncwarp();
-    Issue(slot_);
-    if (++slot_ == C::kSlots) slot_ = 0, parity_ ^= 1;
-  }
-
- private:
-  __device__ __forceinline__ void StartTile() {
-    while (tile_ >= a_.shard[shard_].end_tile) ++shard_;
-    const Shard& s = a_.shard[shard_];
-    unit_steps_ = UnitSteps(s.weight);
-    step_bytes_ = HopperTileBytes(FormatOf(s.weight));
-    left_ = p_.steps;
-    const int64_t at = static_cast<int64_t>(tile_ - s.first_tile) * a_.steps + p_.step;
-    from_ = s.weights + at * step_bytes_;
-  }
-  __device__ __forceinline__ void Issue(int slot) {
-    if (tile_ >= end_) return;
-    const int steps = min(unit_steps_, left_);
-    const uint32_t bytes = steps * step_bytes_;
-    if (p_.lane == 0) {
-      BarrierArriveExpect(full_ + 8 * slot, bytes);
-      BulkCopyEvictFirst(SharedAddress(ring_) + slot * kSlotBytes, from_, bytes, full_ + 8 * slot);
-    }
-    from_ += bytes;
-    left_ -= steps;
-    if (left_ > 0) return;
-    tile_ += p_.groups;
-    if (tile_ < end_) StartTile();
-  }
-
-  const Args& a_;
-  const Place<C>& p_;
-  const uint8_t* ring_;
-  const uint32_t full_;
-  int tile_, shard_ = 0, left_ = 0, unit_steps_ = 0, step_bytes_ = 0;
-  const int end_;
-  const uint8_t* from_ = nullptr;
-  int slot_ = 0;
-  uint32_t parity_ = 0;
-};
-
-// --- x ---
-
-template <class C>
-struct Shared {
-  Smem<C>& s;
-  uint4* x;
-  float* group_scale;
-  __device__ Shared(uint8_t* raw, const Args& a)
-      : s(*reinterpret_cast<Smem<C>*>(raw)),
-        x(reinterpret_cast<uint4*>(raw + sizeof(Smem<C>))),
-        group_scale(reinterpret_cast<float*>(x + a.steps * a.tokens * 8)) {}
-};
-
-/// Where eight k's of a token lie: half h of lane (g, t)'s 16 k's of a step is read as one run of the
-/// lanes, so banks never collide.
-__device__ __forceinline__ int XPlace(int tokens, int step, int half, int token, int t) {
-  return ((step * 2 + half) * tokens + token) * 4 + t;
-}
-
-__device__ __forceinline__ uint4 LoadX(const Args& a, int token, int eight) {
-  const auto* from = a.x + static_cast<size_t>(token) * a.k;
-  return eight * 8 < a.k ? __ldg(reinterpret_cast<const uint4*>(from) + eight)
-                         : make_uint4(0, 0, 0, 0);
-}
-
-/// The largest magnitude among `lanes` neighbours.
-__device__ __forceinline__ float MaxOfLanes(uint32_t amax, int lanes) {
-#pragma unroll
-  for (int o = 1; o < 32; o <<= 1) {
-    if (o < lanes) amax = MaxBf16x2(amax, __shfl_xor_sync(~0u, amax, o));
-  }
-  return fmaxf(fmaxf(LowBf16(amax), HighBf16(amax)), 0.0f);
-}
-
-/// The scales of whole tokens. Ends with a barrier.
-template <class C>
-__device__ __forceinline__ void ScaleTokens(const Args& a, Smem<C>& s, const Place<C>& p) {
-  for (int token = p.warp; token < a.tokens; token += C::kWarps) {
-    uint32_t amax = 0;
-#pragma unroll 4
-    for (int i = p.lane; i < a.steps * 8; i += 32) {
-      const uint4 v = LoadX(a, token, i);
-      const uint32_t x[4] = {v.x, v.y, v.z, v.w};
-      amax = MaxBf16x2(amax, MaxOfPairs(x));
-    }
-    const float largest = MaxOfLanes(amax, 32);
-    if (p.lane == 0) s.token_scale[token] = DynamicScale(largest);
-  }
-  __syncthreads();
-}
-
-/// Eight k's as a shard wants them. Neighbouring lanes have neighbouring eights of a token: a block of
-/// 16 is two lanes', one of 128 sixteen lanes'.
-template <class C>
-__device__ __forceinline__ void Quantize(const Args& a, const Shared<C>& m, const Shard& shard,
-                                         int token, int eight, uint32_t (&q)[4]) {
-  if (shard.format == Sm90Input::kNvfp4) {
-    const uint32_t amax = MaxOfPairs(q);
-    QuantizeBlock(q, MaxBf16x2(amax, __shfl_xor_sync(~0u, amax, 1)),
-                  Gscale{shard.input, shard.input_inverse});
-    return;
-  }
-  float scale = shard.input;
-  if (shard.format == Sm90Input::kFp8Token) scale = m.s.token_scale[token];
-  if (shard.format == Sm90Input::kFp8Group) {
-    scale = DynamicScale(MaxOfLanes(MaxOfPairs(q), 16));
-    if (eight % 16 == 0 && token < a.tokens) {
-      m.group_scale[token * ScaleBlocks(a.k) + eight / 16] = scale;
-    }
-  }
-  QuantizeFp8Pairs(q, MakeFp8Scale(scale));
-}
-
-/// All of x, kBatch loads in flight.
-template <class C, int kBatch, bool kQuantize>
-__device__ __forceinline__ void LoadInput(const Args& a, const Shared<C>& m, const Shard& shard) {
-  const int all = a.tokens * a.padded_eights;
-#pragma unroll 1
-  for (int first = static_cast<int>(threadIdx.x & ~31u); first < all;
-       first += kBatch * C::kThreads) {
-    uint4 v[kBatch];
-    int token[kBatch], eight[kBatch];
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      const int at = first + i * C::kThreads + static_cast<int>(threadIdx.x % 32);
-      token[i] = at / a.by_padded_eights;
-      eight[i] = at - token[i] * a.padded_eights;
-      v[i] = token[i] < a.tokens ? LoadX(a, token[i], eight[i]) : make_uint4(0, 0, 0, 0);
-    }
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      uint32_t q[4] = {v[i].x, v[i].y, v[i].z, v[i].w};
-      if constexpr (kQuantize) Quantize(a, m, shard, token[i], eight[i], q);
-      if (token[i] < a.tokens && eight[i] < a.steps * 8) {
-        m.x[XPlace(a.tokens, eight[i] / 8, eight[i] % 2, token[i], eight[i] % 8 / 2)] =
-            make_uint4(q[0], q[1], q[2], q[3]);
-      }
-    }
-  }
-}
-
-// --- multiplication ---
-
-/// acc += a tile's part of k.
-template <Sm90Weight kWeight, bool kExact, class C>
-__device__ __forceinline__ void Multiply(const Args& a, const Shared<C>& m, const Place<C>& p,
-                                         const Shard& shard, int tile, WeightStream<C>& stream,
-                                         float (&acc)[C::kN][4]) {
-  constexpr int kN = C::kN;
-  constexpr bool kBlocks = kWeight == Sm90Weight::kFp8Block128;
-  constexpr int kUnit = UnitSteps(kWeight);
-  const int g = p.lane / 4, t = p.lane % 4;
-  const uint4* x[kN];
-#pragma unroll
-  for (int n = 0; n < kN; ++n) {
-    x[n] = m.x + XPlace(a.tokens, p.step, 0, min(8 * n + g, a.tokens - 1), t);
-  }
-  const float* scales = shard.scales;
-  if constexpr (kBlocks) {
-    scales += (tile - shard.first_tile) * kHopperTileRows / 128 * ScaleBlocks(a.k) + p.step / 2;
-  }
-  float chain[2][kN][4] = {};  // two, as an mma waits for the one before it
-#pragma unroll 1
-  for (int first = 0; first < p.steps; first += kUnit) {
-    float block_scale = 1;
-    if constexpr (kBlocks) block_scale = __ldg(scales++);
-    const uint8_t* unit = stream.Wait();
-#pragma unroll
-    for (int i = 0; i < kUnit; ++i) {
-      if (i > 0 && first + i >= p.steps) break;
-      const Tile<kWeight, kExact> weights(unit + i * Tile<kWeight, kExact>::kBytes, p.lane);
-      uint4 b[kN][2];
-#pragma unroll
-      for (int n = 0; n < kN; ++n) {
-        b[n][0] = x[n][0], b[n][1] = x[n][4 * a.tokens];
-        x[n] += 8 * a.tokens;
-      }
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        uint32_t fragment[4];
-        weights.Fragment(j, fragment);
-#pragma unroll
-        for (int n = 0; n < kN; ++n) {
-          const uint4& v = b[n][j / 2];
-          MmaBf16(chain[j % 2][n], fragment, j % 2 ? v.z : v.x, j % 2 ? v.w : v.y);
-        }
-      }
-    }
-    stream.Release();
-    if constexpr (kBlocks) {  // a unit is 128 k
-#pragma unroll
-      for (int n = 0; n < kN; ++n) {
-#pragma unroll
-        for (int c = 0; c < 4; ++c) {
-          float scale = block_scale;
-          if (shard.format == Sm90Input::kFp8Group) {
-            const int token = min(8 * n + 2 * t + c % 2, a.tokens - 1);
-            scale *= m.group_scale[token * ScaleBlocks(a.k) + (p.step + first) / 2];
-          }
-          acc[n][c] = __fmaf_rn(chain[0][n][c] + chain[1][n][c], scale, acc[n][c]);
-          chain[0][n][c] = chain[1][n][c] = 0;
-        }
-      }
-    }
-  }
-  if constexpr (!kBlocks) {
-#pragma unroll
-    for (int n = 0; n < kN; ++n) {
-#pragma unroll
-      for (int c = 0; c < 4; ++c) acc[n][c] = chain[0][n][c] + chain[1][n][c];
-    }
-  }
-}
-
-template <class C>
-__device__ __forceinline__ void MultiplyAny(const Args& a, const Shared<C>& m, const Place<C>& p,
-                                            const Shard& shard, int tile, WeightStream<C>& stream,
-                                            float (&acc)[C::kN][4]) {
-  WithFormat<true>(shard, [&]<Sm90Weight kWeight, bool kExact>() {
-    Multiply<kWeight, kExact, C>(a, m, p, shard, tile, stream, acc);
-  });
-}
-
-/// Adds up the group's partial sums of a tile and stores its columns of y.
-template <class C>
-__device__ __forceinline__ void Finish(const Args& a, const Shared<C>& m, const Place<C>& p,
-                                       const Shard& shard, int tile, int buffer) {
-  const auto* partial = m.s.partial[buffer] + p.group * a.group_warps;
-  const unsigned local = tile - shard.first_tile;
-  // Another warp begins with every tile.
-  const int part = (p.part + local) & (a.group_warps - 1);
-  for (unsigned i = part * 32 + p.lane; i < 16u * a.tokens; i += a.group_warps * 32) {
-    const unsigned token = i / 16, half = i / 8 % 2, g = i % 8;
-    // HopperOutputRow in fewer instructions
-    const int row = local / 2 * 32 + g / 2 * 8 + local % 2 * 4 + half * 2 + g % 2;
-    if (row >= shard.rows) continue;
-    const float* from = &partial[0][token / 8][16 * g + token % 8 / 2 * 4 + 2 * half + token % 2];
-    float scale = shard.scale;
-    if (shard.weight == Sm90Weight::kFp8Channel) scale *= __ldg(shard.scales + row);
-    if (shard.format == Sm90Input::kFp8Token) scale *= m.s.token_scale[token];
-    float sum = 0;
-    for (int w = 0; w < a.group_warps; w += 4) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) sum += from[(w + j) * (128 * C::kN)];
-    }
-    const int64_t at = token * a.ldy + shard.column + row;
-    if (a.y != nullptr) {
-      a.y[at] = __float2bfloat16(sum * scale);
-    } else {
-      a.y_f32[at] = sum * scale;
-    }
-  }
-}
-
-/// A group's own barrier.
-template <class C>
-__device__ __forceinline__ void GroupBarrier(const Args& a, const Place<C>& p) {
-  asm volatile("bar.sync %0, %1;" ::"r"(1 + p.group), "r"(32 * a.group_warps) : "memory");
-}
-
 template <class C>
 __global__ void __launch_bounds__(C::kThreads, C::kN == 1 ? 2 : 1)
     LinearDecode(const __grid_constant__ Args a) {
   extern __shared__ __align__(128) uint8_t raw[];
-  const Shared<C> m(raw, a);
+  Smem<C>& s = *reinterpret_cast<Smem<C>*>(raw);
+  uint4* const x = reinterpret_cast<uint4*>(raw + sizeof(Smem<C>));
+  const Shared<C> m{s.ring,    s.full, s.token_scale,
+                    s.partial, x,      reinterpret_cast<float*>(x + a.steps * a.tokens * 8)};
   const Place<C> p(a);
   LetNextKernelStart();
-  if (p.lane == 0) {
-    for (int i = 0; i < C::kSlots; ++i) BarrierInit(SharedAddress(&m.s.full[p.warp][i]), 1);
-    BarrierInitFence();
-  }
+  InitStream(m, p);
+  BarrierInitFence();
   __syncwarp();
-  const int first = static_cast<int>(static_cast<int64_t>(a.tiles) * blockIdx.x / gridDim.x);
-  const int end = static_cast<int>(static_cast<int64_t>(a.tiles) * (blockIdx.x + 1) / gridDim.x);
-  WeightStream<C> stream(a, p, m.s, first, end);
+  WeightStream<C> stream(a, p, m);
   stream.Fill();
   WaitForPreviousKernel();
-
-  if (a.token_scales) ScaleTokens(a, m.s, p);
-  int shard = 0, variant = -1, tile = first + p.group, buffer = 0;
-  for (int begin = first; begin < end;) {
-    // A run of tiles whose x is quantized alike.
-    while (begin >= a.shard[shard].end_tile) ++shard;
-    const Shard& of = a.shard[shard];
-    if (of.variant != variant) {
-      if (variant >= 0) __syncthreads();
-      variant = of.variant;
-      if (of.format != Sm90Input::kBf16) {
-        LoadInput<C, 1, true>(a, m, of);
-      } else if (a.tokens * a.padded_eights <= C::kThreads) {
-        LoadInput<C, 1, false>(a, m, of);
-      } else {
-        LoadInput<C, 4, false>(a, m, of);
-      }
-      __syncthreads();
-    }
-    const int run_end = min(end, of.end_tile);
-#pragma unroll 1
-    for (; tile < run_end; tile += p.groups) {
-      float acc[C::kN][4] = {};
-      MultiplyAny<C>(a, m, p, of, tile, stream, acc);
-#pragma unroll
-      for (int n = 0; n < C::kN; ++n) {
-        reinterpret_cast<float4*>(m.s.partial[buffer][p.warp][n])[p.lane] =
-            make_float4(acc[n][0], acc[n][1], acc[n][2], acc[n][3]);
-      }
-      GroupBarrier(a, p);
-      Finish<C>(a, m, p, of, tile, buffer);
-      if constexpr (C::kPartialBuffers == 1) {
-        GroupBarrier(a, p);
-      } else {
-        buffer ^= 1;
-      }
-    }
-    begin = run_end;
-  }
-}
-
-/// Into how many groups a block's warps are divided, for `each` tiles a block: more groups mean fewer
-/// meetings of warps, but a last round that keeps few of them busy. Measured: a round of g groups takes
-/// about 2 g + 3.
-int GroupsFor(int each) {
-  int best = 1;
-  for (int g : {2, 4}) {
-    const auto cost = [&](int groups) { return (each + groups - 1) / groups * (2 * groups + 3); };
-    if (cost(g) <= cost(best)) best = g;
-  }
-  return best;
+  MultiplyTiles(a, m, p, stream, GlobalInput{a}, GlobalOutput{a});
 }
 
 template <class C>
-Result<void> Launch(Args& args, cudaStream_t stream) {
-  NIBBLE_TRY(const int multiprocessors, MultiprocessorCount());
+Result<void> Launch(const Args& args, int blocks, cudaStream_t stream) {
   const size_t shared = SharedBytes<C>(args);
-  // Always one a multiprocessor, if need be with nothing to do: with fewer, the next launch, which comes
-  // while this one runs, would put two of its blocks where this one has none.
-  const int blocks = multiprocessors;
-  args.group_warps = C::kWarps / GroupsFor((args.tiles + blocks - 1) / blocks);
   NIBBLE_CUDA_TRY(cudaFuncSetAttribute(LinearDecode<C>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                        static_cast<int>(shared)));
   // Launches of different sizes share a multiprocessor only if they want it divided alike.
@@ -465,39 +73,27 @@ namespace nibble::cuda {
 
 Result<void> LaunchSm90LinearDecode(const Sm90LinearParams& params, cudaStream_t stream) {
   NIBBLE_CHECK_OK(CheckSm90Linear(params, kSm90LinearDecodeTokens));
-  linear::Args a{};
-  a.x = reinterpret_cast<const __nv_bfloat16*>(params.x);
-  a.y = reinterpret_cast<__nv_bfloat16*>(params.y);
-  a.y_f32 = params.y_f32;
-  a.ldy = params.ldy;
-  a.tokens = params.tokens;
-  a.k = params.k;
-  a.steps = (params.k + 63) / 64;
-  a.padded_eights = linear::ScaleBlocks(params.k) * 16;
-  a.by_padded_eights = Divisor(a.padded_eights);
-  a.granule = 1;
-  a.tiles = linear::MakeShards(params, kHopperTileRows, a.shard);
-  for (int i = 0; i < params.shards; ++i) {
-    const Sm90LinearShard& s = params.shard[i];
-    if (s.weight == Sm90Weight::kFp8Block128) a.granule = 2;
-    a.token_scales |= s.input == Sm90Input::kFp8Token;
-  }
+  linear::Args a = linear::MakeArgs(params);
   // What does not fit in shared memory at once goes in several launches.
-  using Largest = linear::Config<2>;
   constexpr size_t kMost = 232448;
-  while (linear::SharedBytes<Largest>(a) > kMost && a.tokens > 1) --a.tokens;
-  if (linear::SharedBytes<Largest>(a) > kMost) {
+  while (linear::SharedBytes<linear::Wide>(a) > kMost && a.tokens > 1) --a.tokens;
+  if (linear::SharedBytes<linear::Wide>(a) > kMost) {
     return Error{ErrorCode::kInvalidArgument,
                  "linear on sm_90: a token's k does not fit in shared memory",
                  {},
                  {}};
   }
+  // Always one a multiprocessor, if need be with nothing to do: with fewer, the next launch, which comes
+  // while this one runs, would put two of its blocks where this one has none.
+  NIBBLE_TRY(const int multiprocessors, MultiprocessorCount());
+  const int blocks = std::min(multiprocessors, linear::kMaxBlocks);
+  linear::Divide(params, blocks, &a);
   const int launches = (params.tokens + a.tokens - 1) / a.tokens;
   const int most = (params.tokens + launches - 1) / launches;
   for (int done = 0; done < params.tokens; done += most) {
     a.tokens = std::min(most, params.tokens - done);
-    NIBBLE_CHECK_OK(a.tokens > 8 ? linear::Launch<linear::Config<2>>(a, stream)
-                                 : linear::Launch<linear::Config<1>>(a, stream));
+    NIBBLE_CHECK_OK(a.tokens > 8 ? linear::Launch<linear::Wide>(a, blocks, stream)
+                                 : linear::Launch<linear::Narrow>(a, blocks, stream));
     a.x += static_cast<int64_t>(a.tokens) * a.k;
     if (a.y != nullptr) a.y += a.tokens * a.ldy;
     if (a.y_f32 != nullptr) a.y_f32 += a.tokens * a.ldy;

@@ -350,7 +350,7 @@ struct Plan {
   GemmArgs gemm{};
   ArrangeArgs arrange{};
   int n = 0, tiles = 0;
-  size_t token_scale = 0, group_scale = 0, parts = 0, bytes = 0;  // x comes first
+  LinearSpace space;
 };
 
 Plan MakePlan(const Sm90LinearParams& p, int multiprocessors) {
@@ -378,15 +378,10 @@ Plan MakePlan(const Sm90LinearParams& p, int multiprocessors) {
   g.stage_bytes = plan.n * 128 + weight_bytes;
   g.stage_bytes = static_cast<int>(RoundUpTo(g.stage_bytes, 1024));
   g.stages = std::min(kMaxStages, kRingBytes / g.stage_bytes);
-  g.variant_bytes = static_cast<int64_t>(g.steps) * g.rows * 128;
   arrange.k = p.k, arrange.steps = g.steps, arrange.rows = g.rows;
-  plan.token_scale = RoundUpTo(g.variant_bytes * arrange.variants, 256);
-  plan.group_scale = plan.token_scale + RoundUpTo(sizeof(float) * g.rows, 256);
-  plan.parts = plan.group_scale + RoundUpTo(sizeof(float) * g.rows * g.granules, 256);
-  plan.bytes = plan.parts;
-  if (g.splits > 1) {
-    plan.bytes += sizeof(float) * g.splits * g.row_tiles * kTileRows * static_cast<size_t>(g.rows);
-  }
+  const size_t part = sizeof(float) * g.row_tiles * kTileRows * static_cast<size_t>(g.rows);
+  plan.space = SpaceOf(arrange, g.splits > 1 ? g.splits * part : 0);
+  g.variant_bytes = plan.space.variant_bytes;
   return plan;
 }
 
@@ -406,7 +401,7 @@ namespace nibble::cuda {
 size_t Sm90LinearPrefillWorkspace(const Sm90LinearParams& params) {
   // More multiprocessors than any Hopper part has: more parts of k.
   constexpr int kMultiprocessors = 160;
-  return linear::MakePlan(params, kMultiprocessors).bytes;
+  return linear::MakePlan(params, kMultiprocessors).space.bytes;
 }
 
 Result<void> LaunchSm90LinearPrefill(const Sm90LinearParams& params, cudaStream_t stream) {
@@ -414,8 +409,7 @@ Result<void> LaunchSm90LinearPrefill(const Sm90LinearParams& params, cudaStream_
   NIBBLE_TRY(const int multiprocessors, MultiprocessorCount());
   linear::Plan plan = linear::MakePlan(params, multiprocessors);
   linear::GemmArgs& g = plan.gemm;
-  if (reinterpret_cast<uintptr_t>(params.workspace) % 256 != 0 || params.workspace == nullptr ||
-      params.workspace_bytes < plan.bytes) {
+  if (!IsAligned(params.workspace, 256) || params.workspace_bytes < plan.space.bytes) {
     return Error{
         ErrorCode::kInvalidArgument,
         "linear on sm_90: prefill needs Sm90LinearPrefillWorkspace bytes of 256-byte aligned "
@@ -423,21 +417,11 @@ Result<void> LaunchSm90LinearPrefill(const Sm90LinearParams& params, cudaStream_
         {},
         {}};
   }
-  linear::ArrangeArgs& arrange = plan.arrange;
-  arrange.x = reinterpret_cast<const uint32_t*>(params.x);
-  arrange.out = reinterpret_cast<uint8_t*>(params.workspace);
-  arrange.token_scale = reinterpret_cast<float*>(params.workspace + plan.token_scale);
-  arrange.group_scale = reinterpret_cast<float*>(params.workspace + plan.group_scale);
-  NIBBLE_CHECK_OK(linear::LaunchArrange(arrange, params.tokens, stream));
-  g.x = arrange.out;
-  g.group_scale = arrange.group_scale;
-  g.out.y = reinterpret_cast<__nv_bfloat16*>(params.y);
-  g.out.y_f32 = params.y_f32;
-  g.out.ldy = params.ldy;
-  g.out.token_scale = arrange.token_scale;
-  g.out.aligned = params.y != nullptr && params.ldy % 8 == 0;
-  for (int i = 0; i < params.shards; ++i) g.out.aligned &= g.shard[i].column % 8 == 0;
-  if (g.splits > 1) g.parts = reinterpret_cast<float4*>(params.workspace + plan.parts);
+  NIBBLE_CHECK_OK(linear::LaunchArrange(params, plan.space, &plan.arrange, stream));
+  g.x = plan.arrange.out;
+  g.group_scale = plan.arrange.group_scale;
+  g.out = linear::OutputOf(params, g.shard, plan.arrange.token_scale, 8);
+  if (g.splits > 1) g.parts = reinterpret_cast<float4*>(params.workspace + plan.space.parts);
   const int blocks = std::min(multiprocessors, plan.tiles * g.splits);
   switch (plan.n) {
     case 32:

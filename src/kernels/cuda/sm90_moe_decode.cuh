@@ -3,6 +3,7 @@
 #include <cuda_bf16.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "kernels/cuda/activation.cuh"
 #include "kernels/cuda/dequant.cuh"
@@ -20,7 +21,6 @@ inline constexpr int kGroups = 2;      // of kGroupWarps warps, which share a GE
 inline constexpr int kGroupWarps = 8;  // each takes an eighth of K
 inline constexpr int kSlots = 2;       // of a warp's ring
 inline constexpr int kSlotBytes = 8 * kHopperTileBytes;
-inline constexpr int kPartialBuffers = 4;
 inline constexpr int kItemRoutes = 8;  // the n of the mma
 inline constexpr int kEvenTasks = 13;  // a block; from there on the shares are uneven
 inline constexpr int kMaxRoutes = 1024;
@@ -31,7 +31,7 @@ inline constexpr int kTaskTiles = 2;  // a GEMM1 task is 32 rows: 16 features, 3
 
 /// What launches leave in the workspace for the next.
 struct LaunchState {
-  uint32_t arrivals;   // of blocks, modulo two launches
+  uint32_t ended;      // blocks, modulo two launches
   uint32_t routes[2];  // that the last even and the last odd launch stored h of
 };
 
@@ -91,26 +91,32 @@ struct ListScratch {
   uint32_t warp_sum[kWarps];
 };
 
-struct Smem {
+/// kRoutes: at most, or 32 a warp where warps list them. kX: numbers of x that are kept here, if any are.
+template <int kRoutes_, int kPartialBuffers_, int kX>
+struct SmemOf {
+  static constexpr int kRoutes = kRoutes_, kPartialBuffers = kPartialBuffers_;
   alignas(128) uint8_t ring[kWarps][kSlots][kSlotBytes];
   union {
     ListScratch lists;                                                      // setup
     float4 partial[kGroups][kPartialBuffers][kGroupWarps][kTaskTiles][32];  // GEMM1
-    float out[kOutFloats];  // GEMM2: [half][route][row]
+    float out[kGroups * kPartialBuffers * kGroupWarps * kTaskTiles * 32 *
+              4];  // GEMM2: [half][route][row]
   };
-  uint32_t touched[kWarps][2][32];  // what TouchX reads goes here and nowhere
-  float scales[kWarps][8];          // of the item that a warp finishes next, see ItemScales
+  alignas(16) __nv_bfloat16 x[kX > 0 ? kX : 8];
+  uint32_t touched[kX > 0 ? 1 : kWarps][2][32];  // what TouchX reads goes here and nowhere
+  float scales[kWarps][8];  // of the item that a warp finishes next, see ItemScales
   uint64_t full[kWarps][kSlots];
   uint64_t partial_full[kGroups][kPartialBuffers];
   uint64_t partial_empty[kGroups][kPartialBuffers];
   uint64_t gemm1_left;  // the partial sums' memory may become `out`
-  uint32_t item[kMaxRoutes];
-  float factor[kMaxRoutes];         // router weight * global scale of down
-  uint32_t valid[kMaxRoutes / 32];  // bit set: the route has an expert
-  uint16_t route[kMaxRoutes];       // position in the items -> route
-  int odd_launch, old_routes;       // the latter: of the launch before
+  uint32_t item[kRoutes];
+  float factor[kRoutes];             // router weight * global scale of down
+  uint32_t valid[kRoutes / 32 + 1];  // bit set: the route has an expert
+  uint16_t route[kRoutes];           // position in the items -> route
+  int odd_launch, old_routes;        // the latter: of the launch before
 };
-static_assert(sizeof(ListScratch) <= kOutFloats * sizeof(float));
+using Smem = SmemOf<kMaxRoutes, 4, 0>;
+static_assert(sizeof(Smem::out) == kOutFloats * sizeof(float));
 static_assert(sizeof(Smem) <= 232448, "the shared memory of a Hopper block");
 
 /// Where feature f of a 64-block of h lies in it.
@@ -138,13 +144,14 @@ struct ThreadRoutes {
   float weight[kRoutesAThread], global[kRoutesAThread], gscale[kRoutesAThread];
 };
 
-__device__ __forceinline__ ThreadRoutes LoadRoutes(const Args& a) {
+__device__ __forceinline__ ThreadRoutes LoadRoutes(const Args& a, const int32_t* ids,
+                                                   const float* weights) {
   ThreadRoutes r;
 #pragma unroll
   for (int i = 0; i < kRoutesAThread; ++i) {
     const int route = threadIdx.x + i * kThreads;
-    r.id[i] = route < a.routes ? __ldg(a.ids + route) : -1;
-    r.weight[i] = route < a.routes ? __ldg(a.route_weights + route) : 0.0f;
+    r.id[i] = route < a.routes ? ids[route] : -1;
+    r.weight[i] = route < a.routes ? weights[route] : 0.0f;
   }
   return r;
 }
@@ -163,8 +170,8 @@ __device__ __forceinline__ void LoadGlobals(const Args& a, ThreadRoutes& r) {
 }
 
 /// For GEMM2; after everything that the first weights wait for.
-template <class N>
-__device__ __forceinline__ void StoreFactors(const Args& a, Smem& s, const ThreadRoutes& r) {
+template <class N, class S>
+__device__ __forceinline__ void StoreFactors(const Args& a, S& s, const ThreadRoutes& r) {
 #pragma unroll
   for (int i = 0; i < kRoutesAThread; ++i) {
     const int route = threadIdx.x + i * kThreads;
@@ -179,15 +186,16 @@ __device__ __forceinline__ void StoreFactors(const Args& a, Smem& s, const Threa
 /// For at most 32 routes: every warp makes its own lists, from 32 * warp on, so that the first weights
 /// are asked for without a block barrier. Returns the number of items, or -1 when an expert has more
 /// routes than an item holds.
-__device__ __forceinline__ int ListsByWarp(const Args& a, Smem& s, const Place& p, int id) {
+template <class S>
+__device__ __forceinline__ int ListsByWarp(const Args& a, S& s, const Place& p, int id) {
   const int lane = p.lane, base = 32 * p.warp;
   const bool valid =
       lane < a.routes && static_cast<unsigned>(id) < static_cast<unsigned>(a.experts);
   const int key = valid ? id : -1 - lane;
   uint32_t same = 1u << lane;
-  if (a.routes <= 8) {  // sooner than match_any
+  if (a.routes <= 16) {  // sooner than match_any
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
+    for (int j = 0; j < 16; ++j) {
       if (__shfl_sync(~0u, key, j) == key) same |= 1u << j;
     }
   } else {
@@ -219,7 +227,8 @@ __device__ __forceinline__ int ListsByWarp(const Args& a, Smem& s, const Place& 
 }
 
 /// Any number of routes: counts by expert and makes the items. Ends with a barrier.
-__device__ __forceinline__ int ListItems(const Args& a, Smem& s, const Place& p,
+template <class S>
+__device__ __forceinline__ int ListItems(const Args& a, S& s, const Place& p,
                                          ThreadRoutes& routes) {
   ListScratch& c = s.lists;
   const int tid = threadIdx.x;
@@ -270,7 +279,8 @@ __device__ __forceinline__ int ListItems(const Args& a, Smem& s, const Place& p,
 /// Puts every route at its position and ends with a barrier. Within an item the order is free, so
 /// the ranks that the atomics gave will do. An expert with several items needs the same membership
 /// in every block: there the rank is the number of smaller routes.
-__device__ __forceinline__ void ListRoutes(Smem& s, const ThreadRoutes& routes) {
+template <class S>
+__device__ __forceinline__ void ListRoutes(S& s, const ThreadRoutes& routes) {
   const ListScratch& c = s.lists;
   bool crowded = false;
 #pragma unroll
@@ -302,8 +312,11 @@ __device__ __forceinline__ void ListRoutes(Smem& s, const ThreadRoutes& routes) 
 
 /// A configuration: kXSteps of 64 k a warp keeps in registers during GEMM1 (0: any K, reloaded for
 /// every unit), kTiles2 tiles of a w2 row block, kSteps2 of 64 k a GEMM2 unit.
-template <int kXSteps_, int kTiles2_, int kSteps2_, HopperFormat kFormat_ = HopperFormat::kNvfp4>
+template <int kXSteps_, int kTiles2_, int kSteps2_, HopperFormat kFormat_ = HopperFormat::kNvfp4,
+          class Smem_ = Smem>
 struct Config {
+  using Smem = Smem_;
+  static constexpr bool kSharedX = !std::is_same_v<Smem, decode::Smem>;  // x lies in it
   static constexpr int kXSteps = kXSteps_, kTiles2 = kTiles2_, kSteps2 = kSteps2_;
   static constexpr HopperFormat kFormat = kFormat_;
   static constexpr int kTileBytes = HopperTileBytes(kFormat);
@@ -338,14 +351,16 @@ __device__ __forceinline__ int FirstTask(const Args& a, int all, int block) {
   return static_cast<int>(static_cast<float>(all) * static_cast<float>(weight) * a.by_weight);
 }
 
+/// GEMM1 of the first `done` items has none.
 template <class C>
-__device__ __forceinline__ Work Divide(const Args& a, const Place& p, int items, int first_listed) {
+__device__ __forceinline__ Work Divide(const Args& a, const Place& p, int items, int first_listed,
+                                       int done = 0) {
   Work w;
   w.items = items;
   w.first_listed = first_listed;
-  const int all = items * a.tasks;
+  const int all = (items - done) * a.tasks;
   const int begin = FirstTask(a, all, blockIdx.x), end = FirstTask(a, all, blockIdx.x + 1);
-  w.first_task = begin + p.group;
+  w.first_task = done * a.tasks + begin + p.group;
   w.first_task_item = w.first_task / a.by_tasks;
   w.tasks1 = (end - begin - p.group + 1) / 2;
   if constexpr (C::kAnyShape) {
@@ -358,8 +373,8 @@ __device__ __forceinline__ Work Divide(const Args& a, const Place& p, int items,
     w.units1 = C::kXSteps / C::kUnitSteps1;
   }
   const int units = (a.steps2 + C::kSteps2 - 1) / C::kSteps2;
-  w.split_k =
-      units > 1 && 2 * a.routes * C::kRows2 <= kOutFloats && (units % 2 == 0 || items <= 16);
+  w.split_k = units > 1 && 2 * a.routes * C::kRows2 <= static_cast<int>(sizeof(C::Smem::out) / 4) &&
+              (units % 2 == 0 || items <= 16);
   w.half = w.split_k ? p.warp % 2 : 0;
   w.first_item = w.split_k ? p.warp / 2 : p.warp;
   w.item_stride = w.split_k ? kWarps / 2 : kWarps;
@@ -376,7 +391,8 @@ __device__ __forceinline__ Work Divide(const Args& a, const Place& p, int items,
 template <class C>
 class WeightStream {
  public:
-  __device__ WeightStream(const Args& a, Smem& s, const Place& p, const Work& w)
+  using S = typename C::Smem;
+  __device__ WeightStream(const Args& a, S& s, const Place& p, const Work& w)
       : a_(a),
         s_(s),
         w_(w),
@@ -391,12 +407,12 @@ class WeightStream {
         item2_(w.first_item),
         block2_(blockIdx.x) {}
 
-  /// Asks for units up to a full ring. GEMM2's are left out at first: they would take bandwidth from
-  /// the units that everyone is waiting for.
-  __device__ __forceinline__ void Fill(bool gemm2) {
+  /// Asks for units up to a full ring, or to `slots` of it. GEMM2's are left out at first: they would
+  /// take bandwidth from the units that everyone is waiting for.
+  __device__ __forceinline__ void Fill(bool gemm2, int slots = kSlots) {
     const int end = gemm2 ? end_ : end1_;
 #pragma unroll 1
-    while (issued_ < kSlots && issued_ < end) Issue();
+    while (issued_ < slots && issued_ < end) Issue();
   }
 
   /// The next unit, once it has arrived.
@@ -463,7 +479,7 @@ class WeightStream {
   }
 
   const Args& a_;
-  Smem& s_;
+  S& s_;
   const Work& w_;
   const int lane_;
   const uint8_t* ring_;

@@ -6,7 +6,8 @@
 
 namespace nibble::cuda::decode {
 
-__device__ __forceinline__ __nv_bfloat16* RowOfH(const Args& a, const Smem& s, int route) {
+template <class S>
+__device__ __forceinline__ __nv_bfloat16* RowOfH(const Args& a, const S& s, int route) {
   return a.h + static_cast<size_t>(2 * route + s.odd_launch) * a.padded_intermediate;
 }
 
@@ -21,7 +22,8 @@ __device__ __forceinline__ void CopyWord(void* to, const void* from) {
 template <class N>
 struct ItemScales {
   static constexpr int kCount = N::kFp4 ? 5 : N::kScaled ? 2 : 0;
-  static __device__ __forceinline__ void Ask(const Args& a, Smem& s, const Place& p, const Work& w,
+  template <class S>
+  static __device__ __forceinline__ void Ask(const Args& a, S& s, const Place& p, const Work& w,
                                              int item) {
     if (item >= w.items || p.lane >= kCount) return;
     const int expert = UnpackItem(s.item[w.first_listed + item]).expert;
@@ -34,7 +36,8 @@ struct ItemScales {
   }
   float gate, up;
   Gscale h{1, 1};
-  __device__ __forceinline__ ItemScales(const Smem& s, const Place& p) {
+  template <class S>
+  __device__ __forceinline__ ItemScales(const S& s, const Place& p) {
     asm volatile("cp.async.wait_all;" ::: "memory");
     __syncwarp();
     const float* v = s.scales[p.warp];
@@ -51,7 +54,7 @@ struct ItemScales {
 /// Few tokens: brings this warp's part of their x into L1 before anything is known of the experts. It
 /// would come late behind the weights.
 template <class C, class N>
-__device__ __forceinline__ void TouchX(const Args& a, Smem& s, const Place& p) {
+__device__ __forceinline__ void TouchX(const Args& a, typename C::Smem& s, const Place& p) {
   if constexpr (N::kFp4 && !C::kAnyShape) {
     constexpr int kSectors = 4 * C::kXSteps;  // of 32 bytes, a token
     const int sectors = a.tokens * kSectors;
@@ -83,8 +86,8 @@ __device__ __forceinline__ void QuantizeHidden(uint32_t (&both)[2], const Gscale
 /// apart, hence the slots. The four features are one 8-byte store and its low word is never zero: a
 /// zero tells GEMM2 that they are not there yet, so neither a fence nor a counter is needed. (-0 for
 /// +0 changes no sum.)
-template <class N>
-__device__ __forceinline__ void StoreHidden(const Args& a, Smem& s, const Place& p, const Item& it,
+template <class N, class S>
+__device__ __forceinline__ void StoreHidden(const Args& a, S& s, const Place& p, const Item& it,
                                             int group, uint32_t (&both)[2], const Gscale& g) {
   if constexpr (N::kFp4) QuantizeHidden(both, g);
   uint32_t pair[2];  // features of g & ~1 and g | 1 of route 2t + g % 2
@@ -104,9 +107,10 @@ __device__ __forceinline__ void StoreHidden(const Args& a, Smem& s, const Place&
 }
 
 /// Adds up a task's partial sums, applies the activation and stores h.
-template <class N>
-__device__ __forceinline__ void FinishTask(const Args& a, Smem& s, const Place& p, const Work& w,
+template <class N, class S>
+__device__ __forceinline__ void FinishTask(const Args& a, S& s, const Place& p, const Work& w,
                                            int i, int item, int task) {
+  constexpr int kPartialBuffers = S::kPartialBuffers;
   const int buffer = i % kPartialBuffers;
   const Item it = UnpackItem(s.item[w.first_listed + item]);
   const auto biases = [&](int feature) {
@@ -159,39 +163,47 @@ __device__ __forceinline__ void FinishTask(const Args& a, Smem& s, const Place& 
 
 /// The token whose activations lane group g of an item multiplies; lanes past the last route repeat
 /// it, and their results are dropped.
-__device__ __forceinline__ const __nv_bfloat16* RowOfX(const Args& a, const Smem& s, const Item& it,
-                                                       int g) {
+template <class C>
+__device__ __forceinline__ const __nv_bfloat16* RowOfX(const Args& a, const typename C::Smem& s,
+                                                       const Item& it, int g) {
   const int route = s.route[it.first + min(g, it.routes - 1)];
-  return a.x + static_cast<size_t>(route / a.by_top_k) * a.hidden;
+  const __nv_bfloat16* const x = C::kSharedX ? s.x : a.x;
+  return x + static_cast<size_t>(route / a.by_top_k) * a.hidden;
 }
 
+template <class C>
+__device__ __forceinline__ uint4 LoadX(const __nv_bfloat16* from) {
+  const uint4* const p = reinterpret_cast<const uint4*>(from);
+  if constexpr (C::kSharedX) return *p;
+  return __ldg(p);
+}
+template <class C>
 __device__ __forceinline__ void LoadX(uint32_t (&x)[8], const __nv_bfloat16* from) {
-  const uint4* p = reinterpret_cast<const uint4*>(from);
-  Store8(x, __ldg(p), __ldg(p + 1));
+  Store8(x, LoadX<C>(from), LoadX<C>(from + 8));
 }
 
 /// An item's activations, as many steps as a warp keeps.
-template <int kSteps>
-__device__ __forceinline__ void LoadItem(const Args& a, const Smem& s, const Place& p,
+template <class C, int kSteps>
+__device__ __forceinline__ void LoadItem(const Args& a, const typename C::Smem& s, const Place& p,
                                          const Work& w, const Item& it, uint32_t (&x)[kSteps][8]) {
-  const __nv_bfloat16* from = RowOfX(a, s, it, p.g) + w.step1 * 64 + 16 * p.t;
+  const __nv_bfloat16* from = RowOfX<C>(a, s, it, p.g) + w.step1 * 64 + 16 * p.t;
 #pragma unroll
-  for (int k = 0; k < kSteps; ++k) LoadX(x[k], from + 64 * k);
+  for (int k = 0; k < kSteps; ++k) LoadX<C>(x[k], from + 64 * k);
 }
 
 /// The same in NVFP4, for at most kRoutes < 8 routes. What a lane loads for a step is one block. The
 /// lanes of a t share out the item's blocks, quantize and exchange them; where there are fewer blocks
 /// than lanes, two lanes take a half each.
-template <int kRoutes, int kSteps>
-__device__ __forceinline__ void LoadShared(const Args& a, const Smem& s, const Place& p,
+template <class C, int kRoutes, int kSteps>
+__device__ __forceinline__ void LoadShared(const Args& a, const typename C::Smem& s, const Place& p,
                                            const Work& w, const Item& it, const Gscale& g,
                                            uint32_t (&x)[kSteps][8]) {
   constexpr bool kHalves = kRoutes * kSteps < 8;
   constexpr int kTurns = kHalves ? 1 : kRoutes * kSteps / 8, kApart = kHalves ? 4 : 8 / kRoutes;
   static_assert(!kHalves || (kRoutes == 1 && kSteps == 4));
-  const __nv_bfloat16* row = RowOfX(a, s, it, p.g % kRoutes) + w.step1 * 64 + 16 * p.t;
+  const __nv_bfloat16* row = RowOfX<C>(a, s, it, p.g % kRoutes) + w.step1 * 64 + 16 * p.t;
   if constexpr (kHalves) {
-    const uint4 v = __ldg(reinterpret_cast<const uint4*>(row + p.g % 4 * 64 + p.g / 4 * 8));
+    const uint4 v = LoadX<C>(row + p.g % 4 * 64 + p.g / 4 * 8);
     uint32_t mine[4] = {v.x, v.y, v.z, v.w};
     const uint32_t amax = MaxOfPairs(mine);
     QuantizeBlock(mine, MaxBf16x2(amax, __shfl_xor_sync(~0u, amax, 16)), g);
@@ -202,7 +214,7 @@ __device__ __forceinline__ void LoadShared(const Args& a, const Smem& s, const P
   } else {
     uint32_t mine[kTurns][8];
 #pragma unroll
-    for (int i = 0; i < kTurns; ++i) LoadX(mine[i], row + (i * kApart + p.g / kRoutes) * 64);
+    for (int i = 0; i < kTurns; ++i) LoadX<C>(mine[i], row + (i * kApart + p.g / kRoutes) * 64);
 #pragma unroll
     for (int i = 0; i < kTurns; ++i) QuantizeBlock(mine[i], g);
 #pragma unroll
@@ -214,15 +226,15 @@ __device__ __forceinline__ void LoadShared(const Args& a, const Smem& s, const P
   }
 }
 
-template <int kSteps>
-__device__ __forceinline__ void LoadQuantized(const Args& a, const Smem& s, const Place& p,
-                                              const Work& w, const Item& it,
+template <class C, int kSteps>
+__device__ __forceinline__ void LoadQuantized(const Args& a, const typename C::Smem& s,
+                                              const Place& p, const Work& w, const Item& it,
                                               uint32_t (&x)[kSteps][8]) {
   const Gscale g = GscaleOf(__ldg(a.a1 + it.expert * a.a1_step));
-  if (it.routes == 1) return LoadShared<1>(a, s, p, w, it, g, x);
-  if (it.routes == 2) return LoadShared<2>(a, s, p, w, it, g, x);
-  if (kSteps == 4 && it.routes <= 4) return LoadShared<4>(a, s, p, w, it, g, x);
-  LoadItem(a, s, p, w, it, x);
+  if (it.routes == 1) return LoadShared<C, 1>(a, s, p, w, it, g, x);
+  if (it.routes == 2) return LoadShared<C, 2>(a, s, p, w, it, g, x);
+  if (kSteps == 4 && it.routes <= 4) return LoadShared<C, 4>(a, s, p, w, it, g, x);
+  LoadItem<C>(a, s, p, w, it, x);
 #pragma unroll
   for (int k = 0; k < kSteps; ++k) QuantizeBlock(x[k], g);
 }
@@ -248,31 +260,38 @@ __device__ __forceinline__ void LoadUnit(const Args& a, const Place& p, int expe
   }
 }
 
+/// `first`: how many tasks the group has had before.
 template <class C, class N>
-__device__ __forceinline__ void Gemm1(const Args& a, Smem& s, const Place& p, const Work& w,
-                                      WeightStream<C>& stream) {
+__device__ __forceinline__ void Gemm1(const Args& a, typename C::Smem& s, const Place& p,
+                                      const Work& w, WeightStream<C>& stream, int first = 0) {
   constexpr int kUnit = C::kUnitSteps1, kSteps = C::kAnyShape ? kUnit : C::kXSteps;
+  // x out of shared memory step by step: short code, since it runs once or twice, cold.
+  constexpr bool kShort = C::kSharedX && !N::kFp4;
+  constexpr int kPartialBuffers = C::Smem::kPartialBuffers;
   uint32_t x[kSteps][8];
   int item = w.first_task_item, task = w.first_task - item * a.tasks, item_in_x = -1;
   // Warp j of the group finishes tasks j, j + 8, …, each one task late: its partial sums have come.
-  int finish_item = item, finish_task = task + kGroups * p.k_part;
+  int finish_item = item, finish_task = task + kGroups * ((p.k_part - first) & (kGroupWarps - 1));
   while (finish_task >= a.tasks) finish_task -= a.tasks, ++finish_item;
   ItemScales<N>::Ask(a, s, p, w, finish_item);
   const __nv_bfloat16* row = nullptr;
   int expert = 0;
+  const int end = first + w.tasks1;
 #pragma unroll 1
-  for (int i = 0; i <= w.tasks1; ++i) {
-    if (i < w.tasks1) {
+  for (int i = first; i <= end; ++i) {
+    if (i < end) {
       if (item != item_in_x) {
         item_in_x = item;
         const Item it = UnpackItem(s.item[w.first_listed + item]);
         if constexpr (C::kAnyShape) {
-          row = RowOfX(a, s, it, p.g);
+          row = RowOfX<C>(a, s, it, p.g);
           expert = it.expert;
+        } else if constexpr (kShort) {
+          row = RowOfX<C>(a, s, it, p.g) + w.step1 * 64 + 16 * p.t;
         } else if constexpr (N::kFp4) {
-          LoadQuantized(a, s, p, w, it, x);
+          LoadQuantized<C>(a, s, p, w, it, x);
         } else {
-          LoadItem(a, s, p, w, it, x);
+          LoadItem<C>(a, s, p, w, it, x);
         }
       }
       float acc[kTaskTiles][4] = {};
@@ -286,16 +305,27 @@ __device__ __forceinline__ void Gemm1(const Args& a, Smem& s, const Place& p, co
           LoadUnit<N>(a, p, expert, 0, row, w.step1 + u * kUnit, steps, x);
         }
         const uint8_t* unit = stream.Wait();
-        if (i == 0 && u == 0) stream.Fill(true);
+        if (i == first && u == 0) stream.Fill(true);
+        const auto multiply_step = [&](int k, const uint32_t(&b)[8], uint32_t rows) {
+#pragma unroll
+          for (int r = 0; r < kTaskTiles; ++r) {
+            MultiplyTile<C::kFormat>(unit + (k * kTaskTiles + r) * C::kTileBytes, p.lane, b, acc[r],
+                                     rows);
+          }
+        };
         const auto multiply = [&](uint32_t rows) {
+          if constexpr (kShort) {
+#pragma unroll 1
+            for (int k = 0; k < kUnit; ++k) {
+              uint32_t b[8];
+              LoadX<C>(b, row + 64 * (u * kUnit + k));
+              multiply_step(k, b, rows);
+            }
+          } else {
 #pragma unroll
-          for (int k = 0; k < kUnit; ++k) {
-            if (C::kAnyShape && k >= steps) break;
-            const uint32_t(&b)[8] = x[C::kAnyShape ? k : u * kUnit + k];
-#pragma unroll
-            for (int r = 0; r < kTaskTiles; ++r) {
-              MultiplyTile<C::kFormat>(unit + (k * kTaskTiles + r) * C::kTileBytes, p.lane, b,
-                                       acc[r], rows);
+            for (int k = 0; k < kUnit; ++k) {
+              if (C::kAnyShape && k >= steps) break;
+              multiply_step(k, x[C::kAnyShape ? k : u * kUnit + k], rows);
             }
           }
         };
@@ -325,7 +355,7 @@ __device__ __forceinline__ void Gemm1(const Args& a, Smem& s, const Place& p, co
       task += kGroups;
       if (task >= a.tasks) task -= a.tasks, ++item;
     }
-    if (i > 0 && (i - 1) % kGroupWarps == p.k_part) {
+    if (i > first && (i - 1) % kGroupWarps == p.k_part) {
       FinishTask<N>(a, s, p, w, i - 1, finish_item, finish_task);
       finish_task += kGroups * kGroupWarps;
       while (finish_task >= a.tasks) finish_task -= a.tasks, ++finish_item;

@@ -88,4 +88,14 @@ __device__ __forceinline__ void StoreRelaxed(void* p, uint32_t low, uint32_t hig
   asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(p), "l"(v) : "memory");
 }
 
+/// One word that another block is waiting for.
+__device__ __forceinline__ void StoreRelaxedFloat(float* p, float v) {
+  asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(p), "r"(__float_as_uint(v)) : "memory");
+}
+__device__ __forceinline__ float LoadRelaxedFloat(const float* p) {
+  uint32_t v;
+  asm volatile("ld.relaxed.gpu.global.b32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+  return __uint_as_float(v);
+}
+
 }  // namespace nibble::cuda
