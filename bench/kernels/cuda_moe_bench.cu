@@ -1,4 +1,5 @@
-// Checks and times the Hopper expert kernels.
+// Checks and times the expert kernels. Kernels: decode and prefill are Hopper's, mma is the portable one
+// and fp8 the same with FP8 weights.
 //   cuda_moe_bench check [KERNEL]    every kernel against the double reference, odd shapes included
 //   cuda_moe_bench small [KERNEL]    a few small cases, for compute-sanitizer
 //   cuda_moe_bench time [JSON [SHAPES [MIN_TOKENS [MAX_TOKENS [KERNEL]]]]]
@@ -46,13 +47,17 @@ struct Tally {
 };
 
 std::string Describe(const Sm90MoeShape& s) {
-  const char* precisions[] = {"W4A16", "W4A4", "W4A4 by expert", "W4A4 by shard"};
+  const char* precisions[] = {"bf16",           "NVFP4",        "NVFP4 by expert",
+                              "NVFP4 by shard", "FP8",          "FP8 by expert",
+                              "FP8 by shard",   "FP8 by token", "FP8 by group"};
   const char* activations[] = {"silu", "swiglu", "relu2"};
-  char text[128];
-  std::snprintf(
-      text, sizeof text, "E=%d K=%d H=%d I=%d %s %s", s.experts, s.top_k, s.hidden, s.intermediate,
-      activations[static_cast<int>(s.activation)],
-      s.weights == HopperFormat::kBf16 ? "BF16" : precisions[static_cast<int>(s.precision)]);
+  const char* weights[] = {"NVFP4", "FP8", "BF16"};
+  const char* shared[] = {"", " by channel", " by block"};
+  char text[160];
+  std::snprintf(text, sizeof text, "E=%d K=%d H=%d I=%d %s weights %s%s activations %s", s.experts,
+                s.top_k, s.hidden, s.intermediate, activations[static_cast<int>(s.activation)],
+                weights[static_cast<int>(s.weights)], shared[static_cast<int>(s.weight_scales)],
+                precisions[static_cast<int>(s.precision)]);
   return text;
 }
 
@@ -61,6 +66,7 @@ void CheckKernel(const Kernel& kernel, const CheckCase& c, const Canonical& cano
                  const Packed& packed, const Scales& scales, int repeats, cudaStream_t stream,
                  Tally& tally) {
   const Sm90MoeShape& s = c.shape;
+  if (kernel.max_tokens(s) == 0) return;
   Buffer<std::byte> workspace(kernel.workspace(s, std::min(c.tokens.back(), kernel.max_tokens(s))));
   workspace.Fill(0);
   for (int tokens : c.tokens) {
@@ -90,8 +96,16 @@ void CheckKernel(const Kernel& kernel, const CheckCase& c, const Canonical& cano
 int RunChecks(const std::vector<CheckCase>& cases, int repeats, const char* only,
               cudaStream_t stream) {
   Tally tally;
+  const auto is_meant = [&](const Kernel& kernel) {
+    return only == nullptr || std::strstr(kernel.name, only) != nullptr;
+  };
   for (const CheckCase& c : cases) {
     const Sm90MoeShape& s = c.shape;
+    if (std::none_of(std::begin(kKernels), std::end(kKernels), [&](const Kernel& kernel) {
+          return is_meant(kernel) && kernel.max_tokens(s) > 0;
+        })) {
+      continue;
+    }
     Canonical canonical(s);
     Packed packed(s);
     const Scales scales(s, c.tiny);
@@ -104,13 +118,13 @@ int RunChecks(const std::vector<CheckCase>& cases, int repeats, const char* only
       std::printf("FAIL packing %s\n", Describe(s).c_str());
     }
     for (const Kernel& kernel : kKernels) {
-      if (only && !std::strstr(kernel.name, only)) continue;
+      if (!is_meant(kernel)) continue;
       CheckKernel(kernel, c, canonical, packed, scales, repeats, stream, tally);
     }
   }
   std::printf(
       "checks: %d done, %d failed; largest relative L2 %.2e, largest share of the bound %.3f; "
-      "W4A4: %lld codes of h compared, %lld excused next to a boundary\n",
+      "%lld codes of h compared, %lld excused next to a boundary\n",
       tally.done, tally.failed, tally.rel, tally.worst, static_cast<long long>(tally.codes),
       static_cast<long long>(tally.excused));
   std::fflush(stdout);
@@ -124,6 +138,36 @@ constexpr auto kBf16 = Sm90Precision::kBf16;
 constexpr auto kFp4Layer = Sm90Precision::kFp4Layer;
 constexpr auto kFp4Expert = Sm90Precision::kFp4Expert;
 constexpr auto kFp4Shard = Sm90Precision::kFp4Shard;
+
+constexpr auto kTensor = Fp8Scales::kTensor;
+constexpr auto kChannel = Fp8Scales::kChannel;
+constexpr auto kBlock128 = Fp8Scales::kBlock128;
+
+/// How FP8 weights share scales, and how activations are quantized for them.
+constexpr struct {
+  Fp8Scales weights;
+  Sm90Precision activations;
+} kFp8Kinds[] = {
+    {kTensor, Sm90Precision::kFp8Layer},   {kTensor, Sm90Precision::kFp8Expert},
+    {kTensor, Sm90Precision::kFp8Shard},   {kTensor, Sm90Precision::kFp8Token},
+    {kTensor, Sm90Precision::kBf16},       {kChannel, Sm90Precision::kFp8Token},
+    {kChannel, Sm90Precision::kFp8Expert}, {kChannel, Sm90Precision::kFp8Shard},
+    {kChannel, Sm90Precision::kBf16},      {kBlock128, Sm90Precision::kFp8Group},
+    {kBlock128, Sm90Precision::kBf16},
+};
+
+/// These cases with FP8 weights, of every kind.
+std::vector<CheckCase> OfFp8(const std::vector<CheckCase>& cases) {
+  std::vector<CheckCase> out;
+  for (const auto& kind : kFp8Kinds) {
+    for (CheckCase c : cases) {
+      c.shape.weights = HopperFormat::kFp8;
+      c.shape.weight_scales = kind.weights, c.shape.precision = kind.activations;
+      out.push_back(c);
+    }
+  }
+  return out;
+}
 
 std::vector<CheckCase> AllCases() {
   std::vector<CheckCase> cases = {
@@ -177,6 +221,18 @@ std::vector<CheckCase> AllCases() {
                 {bf16({16, 2, 256, 208}, kSwiglu), {1, 40, 900}, true, false, 1.702f, 1, 7},
                 {bf16({64, 6, 2688, 1856}, kRelu2), {1, 7, 64, 900}},
                 {bf16({16, 2, 96, 80}, kRelu2), {1, 33, 1200}, true, false, 1, 0, 2.5f}});
+  const std::vector<CheckCase> fp8 = OfFp8({
+      {{256, 8, 2048, 512}, {1, 2, 7, 33, 100, 1000, 4097}},
+      {{32, 4, 4096, 1536}, {1, 6, 64, 300, 2100}},
+      {{8, 2, 80, 48}, {1, 5, 64, 511}},
+      {{16, 1, 6144, 176}, {1, 30}},
+      {{128, 8, 2048, 768}, {1, 40, 500}, false, true},
+      {{32, 4, 2880, 2880, kSwiglu}, {1, 7, 64, 600}, true, false, 1.702f, 1, 7},
+      {{16, 2, 256, 208, kSwiglu}, {1, 40, 900}, true, false, 1.702f, 1, 7},
+      {{64, 6, 2688, 1856, kRelu2}, {1, 7, 64, 900}},
+      {{16, 2, 96, 80, kRelu2}, {1, 33, 1200}, true, false, 1, 0, 2.5f},
+  });
+  cases.insert(cases.end(), fp8.begin(), fp8.end());
   return cases;
 }
 
@@ -199,6 +255,14 @@ std::vector<CheckCase> SmallCases() {
     cases.push_back(cases[i]);
     cases.back().shape.weights = HopperFormat::kBf16;
   }
+  const std::vector<CheckCase> fp8 = OfFp8({
+      {{4, 2, 80, 48}, {1, 9}},
+      {{3, 2, 256, 128}, {2}},
+      {{4, 2, 96, 80, kRelu2}, {20}, true, false, 1, 0, 2.5f},
+      {{4, 2, 128, 208, kSwiglu}, {3}, true, false, 1.702f, 1, 7},
+      {{2, 1, 336, 336}, {10, 20, 60}},
+  });
+  cases.insert(cases.end(), fp8.begin(), fp8.end());
   return cases;
 }
 
@@ -385,7 +449,7 @@ int Main(int argc, char** argv) {
   cudaStream_t stream;
   BENCH_CUDA(cudaStreamCreate(&stream));
   const char* only = argc > 2 ? argv[2] : nullptr;
-  if (verb == "small") return RunChecks(SmallCases(), 1, only, stream) != 0;
+  if (verb == "small") return CheckRefusals() + RunChecks(SmallCases(), 1, only, stream) != 0;
   if (verb == "check") {
     int failed = CheckRefusals() + CheckQuantization(stream);
     failed += RunChecks(AllCases(), 3, only, stream);

@@ -1,6 +1,7 @@
 #include "layout/hopper_pack.h"
 
 #include <cstring>
+#include <type_traits>
 
 #include "base/error.h"
 #include "numerics/nvfp4.h"
@@ -16,6 +17,9 @@ struct Nvfp4Group {
 };
 struct Bf16Group {
   uint16_t bits[kGroup] = {};
+};
+struct Fp8Group {
+  uint8_t codes[kGroup] = {};
 };
 
 // Sixteen codes and their scale; zeros outside the matrix.
@@ -33,6 +37,11 @@ Bf16Group GroupAt(const CanonicalBf16& w, int64_t row, int64_t k) {
   if (row < w.n && k < w.k) std::memcpy(group.bits, w.data + 2 * (row * w.k + k), sizeof group);
   return group;
 }
+Fp8Group GroupAt(const CanonicalFp8& w, int64_t row, int64_t k) {
+  Fp8Group group;
+  if (row < w.n && k < w.k) std::memcpy(group.codes, w.codes + row * w.k + k, sizeof group);
+  return group;
+}
 
 // A lane's share of a tile, from rows g and g + 8.
 void PackLane(const Nvfp4Group& low, const Nvfp4Group& high, int lane, std::byte* tile) {
@@ -47,15 +56,28 @@ void PackLane(const Bf16Group& low, const Bf16Group& high, int lane, std::byte* 
     std::memcpy(to + 4, high.bits + 2 * pair, 4);
   }
 }
+void PackLane(const Fp8Group& low, const Fp8Group& high, int lane, std::byte* tile) {
+  const auto word = [](const Fp8Group& group, int step) {
+    uint32_t codes;
+    std::memcpy(&codes, group.codes + 4 * step, sizeof codes);
+    return HopperFp8Word(codes);
+  };
+  for (int step = 0; step < kGroup / 4; ++step) {
+    const uint32_t words[2] = {word(low, step), word(high, step)};
+    std::memcpy(tile + step / 2 * 512 + lane * 16 + step % 2 * 8, words, sizeof words);
+  }
+}
 
-constexpr HopperFormat FormatOf(const CanonicalNvfp4&) { return HopperFormat::kNvfp4; }
-constexpr HopperFormat FormatOf(const CanonicalBf16&) { return HopperFormat::kBf16; }
+template <class Matrix>
+constexpr HopperFormat kFormatOf = std::is_same_v<Matrix, CanonicalNvfp4> ? HopperFormat::kNvfp4
+                                   : std::is_same_v<Matrix, CanonicalFp8> ? HopperFormat::kFp8
+                                                                          : HopperFormat::kBf16;
 
 // row(tile, half, g) is where row g + 8 half of a tile comes from, in `low` or in `high`.
 template <class Matrix, class Row>
 void PackTiles(const HopperLayout& layout, const Matrix& low, const Matrix& high, Row row,
                std::span<std::byte> out) {
-  constexpr HopperFormat format = FormatOf(Matrix{});
+  constexpr HopperFormat format = kFormatOf<Matrix>;
   NIBBLE_CHECK(out.size() == static_cast<size_t>(layout.bytes(format)),
                "size of a packed Hopper matrix");
   for (int64_t tile = 0; tile < layout.tiles; ++tile) {
@@ -95,9 +117,14 @@ void PackHopperW13(const CanonicalNvfp4& gate, const CanonicalNvfp4& up, std::sp
 void PackHopperW13(const CanonicalBf16& gate, const CanonicalBf16& up, std::span<std::byte> out) {
   PackW13(gate, up, out);
 }
+void PackHopperW13(const CanonicalFp8& gate, const CanonicalFp8& up, std::span<std::byte> out) {
+  PackW13(gate, up, out);
+}
 void PackHopperW1(const CanonicalNvfp4& up, std::span<std::byte> out) { PackW1(up, out); }
 void PackHopperW1(const CanonicalBf16& up, std::span<std::byte> out) { PackW1(up, out); }
+void PackHopperW1(const CanonicalFp8& up, std::span<std::byte> out) { PackW1(up, out); }
 void PackHopperW2(const CanonicalNvfp4& down, std::span<std::byte> out) { PackW2(down, out); }
 void PackHopperW2(const CanonicalBf16& down, std::span<std::byte> out) { PackW2(down, out); }
+void PackHopperW2(const CanonicalFp8& down, std::span<std::byte> out) { PackW2(down, out); }
 
 }  // namespace nibble

@@ -4,7 +4,9 @@
 
 #include <bit>
 #include <cmath>
+#include <cstring>
 #include <random>
+#include <type_traits>
 #include <vector>
 
 #include "numerics/bf16.h"
@@ -140,41 +142,62 @@ uint16_t Bf16ElementOf(const std::byte* tile, int g, int t, int half, int i) {
   return bits;
 }
 
-TEST(HopperPack, EveryBf16WeightIsWhereTheKernelsLook) {
-  struct Wide {
-    std::vector<uint8_t> bytes;
-    CanonicalBf16 view;
-    Wide(int64_t n, int64_t k, uint32_t seed) : bytes(static_cast<size_t>(2 * n * k)) {
-      std::mt19937 random(seed);
-      for (uint8_t& b : bytes) b = static_cast<uint8_t>(random());
-      view = {n, k, bytes.data()};
+// An FP8 tile's element as the kernels' masks, byte swap and shift by four find it.
+uint16_t Fp8ElementOf(const std::byte* tile, int g, int t, int half, int i) {
+  const int lane = 4 * g + t, j = i / 4;
+  uint16_t word;
+  std::memcpy(&word, tile + j / 2 * 512 + 16 * lane + j % 2 * 8 + half * 4 + i % 2 * 2, 2);
+  const unsigned swapped = (word >> 8 & 0xFFu) | (word & 0xFFu) << 8;
+  const unsigned bf16 = i % 4 / 2 ? (swapped & 0x0770u) + (swapped & 0x0808u) * 16 : word & 0x87F0u;
+  return static_cast<uint16_t>(bf16 >> 8 & 0x80) | (bf16 >> 4 & 0x7F);
+}
+
+// Codes of one or two bytes.
+template <class View>
+struct Codes {
+  static constexpr int kBytes = std::is_same_v<View, CanonicalBf16> ? 2 : 1;
+  std::vector<uint8_t> bytes;
+  View view;
+
+  Codes(int64_t n, int64_t k, uint32_t seed) : bytes(static_cast<size_t>(kBytes * n * k)) {
+    std::mt19937 random(seed);
+    for (uint8_t& b : bytes) b = static_cast<uint8_t>(random());
+    view.n = n, view.k = k;
+    if constexpr (kBytes == 2) {
+      view.data = bytes.data();
+    } else {
+      view.codes = bytes.data();
     }
-    uint16_t At(int64_t row, int64_t k) const {
-      if (row >= view.n || k >= view.k) return 0;
-      const size_t at = static_cast<size_t>(2 * (row * view.k + k));
-      return static_cast<uint16_t>(bytes[at] | bytes[at + 1] << 8);
-    }
-  };
-  constexpr auto kBf16 = HopperFormat::kBf16;
+  }
+  uint16_t At(int64_t row, int64_t k) const {
+    if (row >= view.n || k >= view.k) return 0;
+    uint16_t code = 0;
+    std::memcpy(&code, &bytes[static_cast<size_t>(kBytes * (row * view.k + k))], kBytes);
+    return code;
+  }
+};
+
+template <class View, class ElementOf>
+void ExpectEveryCodeWhereTheKernelsLook(HopperFormat format, ElementOf element_of) {
   for (const Shape& s : kShapes) {
     SCOPED_TRACE(s.what);
-    const Wide gate(s.intermediate, s.hidden, 1), up(s.intermediate, s.hidden, 2),
+    const Codes<View> gate(s.intermediate, s.hidden, 1), up(s.intermediate, s.hidden, 2),
         down(s.hidden, s.intermediate, 3);
     const HopperLayout l13 = HopperW13Layout(s.hidden, s.intermediate);
     const HopperLayout l1 = HopperW1Layout(s.hidden, s.intermediate);
     const HopperLayout l2 = HopperW2Layout(s.hidden, s.intermediate);
-    std::vector<std::byte> w13(l13.bytes(kBf16)), w1(l1.bytes(kBf16)), w2(l2.bytes(kBf16));
+    std::vector<std::byte> w13(l13.bytes(format)), w1(l1.bytes(format)), w2(l2.bytes(format));
     PackHopperW13(gate.view, up.view, w13);
     PackHopperW1(up.view, w1);
     PackHopperW2(down.view, w2);
-    const auto check = [](const HopperLayout& l, const std::vector<std::byte>& packed,
-                          const Wide& low, const Wide& high, auto row_of) {
+    const auto check = [&](const HopperLayout& l, const std::vector<std::byte>& packed,
+                           const Codes<View>& low, const Codes<View>& high, auto row_of) {
       for (int64_t tile = 0; tile < l.tiles; ++tile) {
         for (int64_t kb = 0; kb < l.k_blocks; ++kb) {
           for (int e = 0; e < 16 * 64; ++e) {
             const int half = e / 512, g = e / 64 % 8, t = e / 16 % 4, i = e % 16;
             const int64_t row = row_of(tile, half, g), k = kb * 64 + 16 * t + i;
-            ASSERT_EQ(Bf16ElementOf(packed.data() + l.OffsetOf(tile, kb, kBf16), g, t, half, i),
+            ASSERT_EQ(element_of(packed.data() + l.OffsetOf(tile, kb, format), g, t, half, i),
                       (half ? high : low).At(row, k))
                 << "tile " << tile << " k block " << kb << " row " << row << " k " << k;
           }
@@ -185,6 +208,13 @@ TEST(HopperPack, EveryBf16WeightIsWhereTheKernelsLook) {
     check(l1, w1, up, up, HopperUngatedFeature);
     check(l2, w2, down, down, HopperOutputRow);
   }
+}
+
+TEST(HopperPack, EveryBf16WeightIsWhereTheKernelsLook) {
+  ExpectEveryCodeWhereTheKernelsLook<CanonicalBf16>(HopperFormat::kBf16, Bf16ElementOf);
+}
+TEST(HopperPack, EveryFp8WeightIsWhereTheKernelsLook) {
+  ExpectEveryCodeWhereTheKernelsLook<CanonicalFp8>(HopperFormat::kFp8, Fp8ElementOf);
 }
 
 TEST(HopperPack, EveryScaleAndCodeIsExact) {

@@ -87,7 +87,7 @@ constexpr HopperLayout HopperW2Layout(int64_t hidden, int64_t intermediate) {
 }
 
 // Dense linears have one matrix a shard, in the row order of w2 and one tile a row block, in three
-// formats; experts may be BF16, too. Every format's tile is 16 rows x 64 k with the k's of NVFP4's, so
+// formats; experts may be FP8 and BF16, too. Every format's tile is 16 rows x 64 k with the k's of NVFP4's, so
 // the activations' order is the same and one launch may mix them.
 //   FP8:  1024 bytes; 512 * (j / 2) + 16l + 8 * (j % 2) are lane l's codes for mma step j, k = 16t + 4j:
 //         a word with row g's four k's, then one with row g + 8's, see HopperFp8Word.

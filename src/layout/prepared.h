@@ -26,17 +26,19 @@ struct HopperMatrix {
   const float* scales = nullptr;  // by channel: [n]; by block: [ceil(n/128), ceil(k/128)]
 };
 
-/// Whose gscales of x are equal: then x is quantized once for them.
+/// Whose scales of x are equal: then x is quantized once for them.
 enum class GscaleSharing : uint8_t { kLayer, kExpert, kNone };
 
 /// A layer's experts in a Hopper device's memory (kernels/cuda/sm90_moe.h); no w2: they are not
 /// there.
 struct HopperExperts {
-  HopperFormat format = HopperFormat::kNvfp4;  // or kBf16
+  HopperFormat format = HopperFormat::kNvfp4;
   const uint8_t *w13 = nullptr, *w2 = nullptr;
-  const float *g1 = nullptr, *g2 = nullptr;                // NVFP4: [E, shards], [E]
+  const float *g1 = nullptr, *g2 = nullptr;                // NVFP4, FP8 by tensor: [E, shards], [E]
   const float *a1_gscale = nullptr, *a2_gscale = nullptr;  // W4A4: the same shapes
-  GscaleSharing sharing = GscaleSharing::kLayer;           // of a1_gscale
+  const float *a1_scale = nullptr, *a2_scale = nullptr;    // static W8A8: the same shapes
+  GscaleSharing sharing = GscaleSharing::kLayer;           // of a1_gscale or a1_scale
+  const float *w13_scales = nullptr, *w2_scales = nullptr;  // FP8 by channel or block, as above
 };
 
 /// One weight matrix in the form its backend reads.

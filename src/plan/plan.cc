@@ -70,6 +70,11 @@ bool ReadsHopperTiles(const PlannedModule& m) {
   return m.kernel->backend == Backend::kHopper || m.kernel->backend == Backend::kMarlin;
 }
 
+HopperFormat HopperFormatOf(const PlannedModule& m) {
+  if (!m.effective.weight) return HopperFormat::kBf16;
+  return m.effective.weight->dtype == ScalarType::kU8 ? HopperFormat::kNvfp4 : HopperFormat::kFp8;
+}
+
 WeightBytes MatrixBytes(const PlannedModule& m, bool map_weights, int64_t n, int64_t k) {
   const bool nvfp4 = m.effective.weight && m.effective.weight->dtype == ScalarType::kU8;
   const uint64_t elements = static_cast<uint64_t>(n) * static_cast<uint64_t>(k);
@@ -78,10 +83,9 @@ WeightBytes MatrixBytes(const PlannedModule& m, bool map_weights, int64_t n, int
   const bool fp8 = m.effective.weight && !nvfp4;
   const GroupShape group = fp8 ? m.effective.weight->scale.group : GroupShape{};
   if (ReadsHopperTiles(m)) {
-    const HopperFormat format = fp8     ? HopperFormat::kFp8
-                                : nvfp4 ? HopperFormat::kNvfp4
-                                        : HopperFormat::kBf16;
-    return {static_cast<uint64_t>(HopperLinearBytes(format, n, k) + ScaleBytes(group, n, k)), 0};
+    return {
+        static_cast<uint64_t>(HopperLinearBytes(HopperFormatOf(m), n, k) + ScaleBytes(group, n, k)),
+        0};
   }
   if (m.kernel->backend != Backend::kCpu) return {in_file, 0};
   if (map_weights) return {static_cast<uint64_t>(ScaleBytes(group, n, k)), in_file};
@@ -97,11 +101,15 @@ WeightBytes PreparedWeightBytes(const PlannedModule& m, const Deployment& to) {
       return MatrixBytes(m, to.wishes.map_weights, s.n, s.k);
     case Operation::kExperts: {
       const auto experts = static_cast<uint64_t>(s.experts);
-      const bool bf16 = !m.effective.weight;
-      if (ReadsHopperTiles(m) && (bf16 || m.effective.weight == kNvfp4Static)) {
-        const HopperFormat format = bf16 ? HopperFormat::kBf16 : HopperFormat::kNvfp4;
-        const int64_t bytes = HopperW13Layout(s.k, s.moe_intermediate).bytes(format) +
-                              HopperW2Layout(s.n, s.moe_intermediate).bytes(format);
+      if (ReadsHopperTiles(m)) {
+        const HopperFormat format = HopperFormatOf(m);
+        int64_t bytes = HopperW13Layout(s.k, s.moe_intermediate).bytes(format) +
+                        HopperW2Layout(s.n, s.moe_intermediate).bytes(format);
+        if (format == HopperFormat::kFp8) {
+          const GroupShape group = m.effective.weight->scale.group;
+          bytes += 2 * ScaleBytes(group, s.moe_intermediate, s.k) +
+                   ScaleBytes(group, s.n, s.moe_intermediate);
+        }
         return {experts * static_cast<uint64_t>(bytes), 0};
       }
       const WeightBytes half = MatrixBytes(m, to.wishes.map_weights, s.moe_intermediate, s.k);

@@ -460,6 +460,9 @@ TEST(MakePlan, MemoryIsThatOfOneRank) {
       const auto wide = PlanFor("", Described(device), wishes);  // all in 16 bits
       ASSERT_TRUE(wide.ok()) << wide.error().Message();
       EXPECT_EQ(wide->memory.weights, c.elements * 2 + kGlue) << device;
+      const auto fp8 = PlanFor(Algo("FP8"), Described(device), wishes);
+      ASSERT_TRUE(fp8.ok()) << fp8.error().Message();
+      EXPECT_EQ(fp8->memory.weights, c.elements + kGlue) << device;
     }
   }
 }

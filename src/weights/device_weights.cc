@@ -29,10 +29,12 @@ void RouteToSharedExpert(LayerWeights& w, std::vector<std::vector<uint8_t>>* joi
   const auto like = [&](const PreparedLinearShard& s, const PreparedWeight& expert) {
     const auto& mine = std::get<CanonicalWeight>(s.weight);
     const auto& theirs = std::get<CanonicalWeight>(expert);
-    const bool fp4 = s.activation && s.activation->dtype == ScalarType::kU8;
-    return mine.index() == theirs.index() && !std::holds_alternative<CanonicalFp8>(mine) &&
+    const auto* fp8 = std::get_if<CanonicalFp8>(&mine);
+    return mine.index() == theirs.index() &&
+           (fp8 == nullptr || fp8->group == std::get<CanonicalFp8>(theirs).group) &&
            RowsOf(mine) == RowsOf(theirs) && ColumnsOf(mine) == ColumnsOf(theirs) &&
-           fp4 == q.use_w4a4() && fp4 == s.input_scale.has_value();
+           s.activation == q.scheme.activation &&
+           s.input_scale.has_value() == (q.a1_gscale || q.a1_scale);
   };
   if (!like(gate, e.gate[0]) || !like(up, e.up[0]) || !like(down, e.down[0])) return;
   const bool scaled = !q.g2_alphas.empty();
@@ -43,6 +45,10 @@ void RouteToSharedExpert(LayerWeights& w, std::vector<std::vector<uint8_t>>* joi
     q.a1_gscale->push_back(1 / *gate.input_scale);
     if (!one) q.a1_gscale->push_back(1 / *up.input_scale);
     q.a2_gscale->push_back(1 / *down.input_scale);
+  }
+  if (q.a1_scale) {
+    q.a1_scale->insert(q.a1_scale->end(), {*gate.input_scale, *up.input_scale});
+    q.a2_scale->push_back(*down.input_scale);
   }
   if (scaled) {
     q.g1_alphas.insert(q.g1_alphas.end(), {gate.global, up.global});

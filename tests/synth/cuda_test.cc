@@ -6,6 +6,7 @@
 #include <fstream>
 #include <sstream>
 
+#include "engine/verify.h"
 #include "kernels/cuda/cuda.h"
 #include "rig.h"
 #include "synth/synthesize.h"
@@ -68,6 +69,30 @@ TEST(Cuda, OneTokensLaunchBetweenMixersIsItsParts) {
       EXPECT_LT(golden::RelativeL2(got[i], want[i]), kFar) << name << ", token " << i;
     }
     std::filesystem::remove_all(dir);
+  }
+}
+
+TEST(Cuda, Fp8ExpertsRunInFp8BesideNvfp4Ones) {
+  const auto gpu = cuda::DescribeDevice();
+  if (!gpu) GTEST_SKIP() << gpu.error().Message();
+  for (const auto format : {SourceFormat::kModelopt, SourceFormat::kCompressedTensors}) {
+    synth::Options options;
+    options.format = format;
+    auto parts = synth::Synthesize(
+        std::string(NIBBLE_SOURCE_DIR) + "/models/configs/qwen3.6-mini-fp8-experts", options);
+    ASSERT_TRUE(parts.ok()) << parts.error().Message();
+    auto rig = golden::Rig::OpenOnCuda(checkpoint::Checkpoint::FromParts(std::move(*parts)), {});
+    ASSERT_TRUE(rig.ok()) << rig.error().Message();
+    const auto proofs = engine::VerifyExperts((*rig)->checkpoint, (*rig)->plan, (*rig)->weights,
+                                              *(*rig)->device, (*rig)->pool);
+    ASSERT_TRUE(proofs.ok()) << proofs.error().Message();
+    std::string measured;
+    for (const engine::LayerProof& p : *proofs) {
+      EXPECT_TRUE(p.agrees()) << "layer " << p.layer;
+      EXPECT_LT(p.distance, 0.01) << "layer " << p.layer;
+      measured += std::string(NameOf(p.measured)) + " ";
+    }
+    EXPECT_TRUE(measured.starts_with("fp8 bf16 bf16 fp8 ")) << measured;
   }
 }
 

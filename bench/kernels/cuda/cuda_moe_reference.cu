@@ -24,6 +24,14 @@ __global__ void RandomCodes(uint8_t* codes, size_t n, uint64_t seed) {
   }
 }
 
+__global__ void RandomE4m3(uint8_t* codes, size_t n, uint64_t seed) {
+  for (size_t i = blockIdx.x * size_t{blockDim.x} + threadIdx.x; i < n;
+       i += size_t{gridDim.x} * blockDim.x) {
+    const uint32_t r = Hash(seed * 0x9E3779B97F4A7C15ull + i);
+    codes[i] = static_cast<uint8_t>(r % 127 | (r >> 24 & 0x80));
+  }
+}
+
 __global__ void RandomScales(uint8_t* scales, size_t n, uint64_t seed) {
   for (size_t i = blockIdx.x * size_t{blockDim.x} + threadIdx.x; i < n;
        i += size_t{gridDim.x} * blockDim.x) {
@@ -52,16 +60,40 @@ __device__ double E2m1(unsigned code) {
 
 __device__ double E4m3(unsigned byte) {
   const int exponent = byte >> 3 & 15, mantissa = byte & 7;
-  return exponent ? ldexp(8.0 + mantissa, exponent - 10) : ldexp(double(mantissa), -9);
+  const double v = exponent ? ldexp(8.0 + mantissa, exponent - 10) : ldexp(double(mantissa), -9);
+  return byte & 0x80 ? -v : v;
 }
 
-__device__ double WeightAt(const uint8_t* codes, const uint8_t* scales, size_t row, int k,
-                           int columns) {
-  const size_t at = row * columns + k;
-  if (scales == nullptr) {
-    return __bfloat162float(reinterpret_cast<const __nv_bfloat16*>(codes)[at]);
+/// The matrices of one projection of all experts, [rows, columns] each, and FP8's scales of all that they
+/// are among: of `matrices` an expert it is number `index`.
+struct Projection {
+  const uint8_t *codes, *block_scales;
+  const float* scales;
+  int rows, columns, matrices, index;
+};
+
+__device__ double Fp8ScaleAt(cuda::Fp8Scales shared, const Projection& m, int expert, int row,
+                             int k) {
+  if (m.scales == nullptr) return 1;
+  const size_t matrix = size_t(expert) * m.matrices + m.index;
+  if (shared == cuda::Fp8Scales::kChannel) return m.scales[matrix * m.rows + row];
+  const size_t down = (m.rows + 127) / 128, across = (m.columns + 127) / 128;
+  return m.scales[(matrix * down + row / 128) * across + k / 128];
+}
+
+/// But for what the whole tensor shares.
+__device__ double WeightAt(const cuda::Sm90MoeShape& s, const Projection& m, int expert, int row,
+                           int k) {
+  const size_t at = (size_t(expert) * m.rows + row) * m.columns + k;
+  switch (s.weights) {
+    case HopperFormat::kNvfp4:
+      return E2m1(m.codes[at / 2] >> (at % 2 * 4) & 15) * E4m3(m.block_scales[at / 16]);
+    case HopperFormat::kFp8:
+      return E4m3(m.codes[at]) * Fp8ScaleAt(s.weight_scales, m, expert, row, k);
+    case HopperFormat::kBf16:
+      break;
   }
-  return E2m1(codes[at / 2] >> (at % 2 * 4) & 15) * E4m3(scales[at / 16]);
+  return __bfloat162float(reinterpret_cast<const __nv_bfloat16*>(m.codes)[at]);
 }
 
 __device__ double WarpSum(double v) {
@@ -104,16 +136,20 @@ __global__ void HiddenKernel(CanonicalExperts e, cuda::Sm90MoeParams p, const in
   const int token = tokens[slot / e.shape.top_k];
   const int expert = p.ids[token * e.shape.top_k + slot % e.shape.top_k];
   if (expert < 0 || expert >= e.shape.experts) return;
-  const size_t row = size_t(expert) * features + feature;
   Approximate parts[2] = {};  // gate, up
   for (int i = 2 - shards; i < 2; ++i) {
     const int shard = i - (2 - shards);
-    const uint8_t* codes = i ? e.up_codes : e.gate_codes;
-    const uint8_t* scales = i ? e.up_scales : e.gate_scales;
+    const Projection m = {i ? e.up_codes : e.gate_codes,
+                          i ? e.up_scales : e.gate_scales,
+                          p.w13_scales,
+                          features,
+                          hidden,
+                          shards,
+                          shard};
     const double* x = inputs + (slot * shards + shard) * hidden;
     double sum = 0, magnitude = 0;
     for (int k = lane; k < hidden; k += 32) {
-      const double v = x[k] * WeightAt(codes, scales, row, k, hidden);
+      const double v = x[k] * WeightAt(e.shape, m, expert, feature, k);
       sum += v, magnitude += fabs(v);
     }
     const double global = p.g1 ? p.g1[expert * shards + shard] : 1.0;
@@ -133,6 +169,7 @@ __global__ void OutputKernel(CanonicalExperts e, cuda::Sm90MoeParams p, const in
   if (warp >= size_t(count) * e.shape.hidden) return;
   const int row = warp % e.shape.hidden;
   const int index = warp / e.shape.hidden, token = tokens[index];
+  const Projection m = {e.down_codes, e.down_scales, p.w2_scales, e.shape.hidden, features, 1, 0};
   double total = 0, off = 0;
   for (int k = 0; k < e.shape.top_k; ++k) {
     const int route = token * e.shape.top_k + k, expert = p.ids[route];
@@ -140,8 +177,7 @@ __global__ void OutputKernel(CanonicalExperts e, cuda::Sm90MoeParams p, const in
     const double* h = hidden + (size_t(index) * e.shape.top_k + k) * features * 2;
     double sum = 0, sum_off = 0, magnitude = 0;
     for (int i = lane; i < features; i += 32) {
-      const double w =
-          WeightAt(e.down_codes, e.down_scales, size_t(expert) * e.shape.hidden + row, i, features);
+      const double w = WeightAt(e.shape, m, expert, row, i);
       sum += w * h[2 * i], magnitude += fabs(w * h[2 * i]), sum_off += fabs(w) * h[2 * i + 1];
     }
     const double scale = (p.g2 ? double(p.g2[expert]) : 1.0) * p.weights[route];
@@ -165,6 +201,10 @@ void FillRandom(const CanonicalExperts& e, uint64_t seed, cudaStream_t stream) {
   uint8_t* const codes[3] = {e.gate_codes, e.up_codes, e.down_codes};
   uint8_t* const scales[3] = {e.gate_scales, e.up_scales, e.down_scales};
   for (int i = 0; i < 3; ++i) {
+    if (e.shape.weights == HopperFormat::kFp8) {
+      RandomE4m3<<<2048, 256, 0, stream>>>(codes[i], n, 6 * seed + i);
+      continue;
+    }
     if (scales[i] == nullptr) {
       const int k = i == 2 ? e.shape.intermediate : e.shape.hidden;
       FillRandomActivations(reinterpret_cast<Bf16*>(codes[i]), n, 6 * seed + i,

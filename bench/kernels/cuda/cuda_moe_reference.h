@@ -11,15 +11,15 @@
 
 namespace nibble::bench {
 
-/// Canonical experts on the device, each matrix [E][n][k/2] codes and [E][n][k/16] scales; or, without
-/// scales, [E][n][k] BF16.
+/// Canonical experts on the device, each matrix NVFP4, [E][n][k/2] codes and [E][n][k/16] scales, or
+/// without scales here [E][n][k] FP8 or BF16.
 struct CanonicalExperts {
   cuda::Sm90MoeShape shape;
   uint8_t *gate_codes = nullptr, *gate_scales = nullptr, *up_codes = nullptr, *up_scales = nullptr,
           *down_codes = nullptr, *down_scales = nullptr;
 };
 
-/// Random codes; random scales, of which one in 64 is zero, subnormal or smallest normal. BF16 as
+/// Random codes, no NaN; random scales, of which one in 64 is zero, subnormal or smallest normal. BF16 as
 /// FillRandomActivations makes it, so large that every stage is about 1.
 void FillRandom(const CanonicalExperts& experts, uint64_t seed, cudaStream_t stream);
 

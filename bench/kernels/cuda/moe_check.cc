@@ -4,8 +4,10 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "kernels/cuda/sm90_moe_inspect.h"
+#include "numerics/fp8.h"
 #include "numerics/nvfp4.h"
 #include "refusals.h"
 
@@ -30,6 +32,28 @@ void QuantizeRow(const Bf16* x, int hidden, float gscale, float* out) {
   }
 }
 
+// The values that a row of x has as FP8, under one scale or, if that is 0, under scales of its own.
+void QuantizeFp8Row(const Bf16* x, int hidden, Sm90Precision precision, float scale, double* out) {
+  const int group = precision == Sm90Precision::kFp8Group ? kFp8Block : hidden;
+  std::vector<float> values(group);
+  for (int k = 0; k < hidden; k += group) {
+    const int n = std::min(group, hidden - k);
+    for (int i = 0; i < n; ++i) values[i] = Float(x[k + i]);
+    const float own = DynamicFp8Scale(LargestMagnitude<float>(std::span(values).first(n)));
+    const float by = scale > 0 ? scale : own;
+    for (int i = 0; i < n; ++i) out[k + i] = double(DecodeE4m3(QuantizeFp8(values[i], by))) * by;
+  }
+}
+
+// `count` numbers of the device, or `otherwise` where there are none.
+std::vector<float> ReadOr(const float* from, size_t count, float otherwise) {
+  std::vector<float> out(count, otherwise);
+  if (from != nullptr) {
+    BENCH_CUDA(cudaMemcpy(out.data(), from, count * sizeof(float), cudaMemcpyDeviceToHost));
+  }
+  return out;
+}
+
 // [count, K, shards, H]: what the first multiplication reads, in double.
 std::vector<double> InputsOf(const Sm90MoeParams& p, const std::vector<int32_t>& tokens,
                              const std::vector<int32_t>& ids) {
@@ -37,12 +61,9 @@ std::vector<double> InputsOf(const Sm90MoeParams& p, const std::vector<int32_t>&
   const int shards = s.shards();
   std::vector<Bf16> x(size_t(p.tokens) * s.hidden);
   BENCH_CUDA(cudaMemcpy(x.data(), p.x, x.size() * sizeof(Bf16), cudaMemcpyDeviceToHost));
-  std::vector<float> gscales(size_t(s.experts) * shards, 1.0f);
-  const bool fp4 = p.a1_gscale != nullptr;
-  if (fp4) {
-    BENCH_CUDA(cudaMemcpy(gscales.data(), p.a1_gscale, gscales.size() * sizeof(float),
-                          cudaMemcpyDeviceToHost));
-  }
+  const bool fp4 = IsFp4(s.precision), fp8 = !fp4 && s.precision != Sm90Precision::kBf16;
+  const std::vector<float> scales =
+      ReadOr(fp4 ? p.a1_gscale : p.a1_scale, size_t(s.experts) * shards, 0.0f);
   std::vector<double> out(tokens.size() * s.top_k * shards * s.hidden);
   std::vector<float> row(s.hidden);
   size_t at = 0;
@@ -51,11 +72,15 @@ std::vector<double> InputsOf(const Sm90MoeParams& p, const std::vector<int32_t>&
     for (int i = 0; i < s.top_k * shards; ++i, at += s.hidden) {
       const int id = ids[size_t(token) * s.top_k + i / shards];
       if (id < 0 || id >= s.experts) continue;
-      const float gscale = gscales[size_t(id) * shards + i % shards];
+      const float scale = scales[size_t(id) * shards + i % shards];
       const Bf16* from = x.data() + size_t(token) * s.hidden;
-      if (fp4 && gscale != made_for) QuantizeRow(from, s.hidden, made_for = gscale, row.data());
+      if (fp8) {
+        QuantizeFp8Row(from, s.hidden, s.precision, scale, &out[at]);
+        continue;
+      }
+      if (fp4 && scale != made_for) QuantizeRow(from, s.hidden, made_for = scale, row.data());
       for (int k = 0; k < s.hidden; ++k) {
-        out[at + k] = fp4 ? double(row[k]) / gscale : double(Float(from[k]));
+        out[at + k] = fp4 ? double(row[k]) / scale : double(Float(from[k]));
       }
     }
   }
@@ -93,7 +118,60 @@ bool BlockAgrees(const double* h, const float* got, double gscale, Verdict& v) {
   return true;
 }
 
-// Compares the kernel's h with the truth and, in W4A4, puts it into the truth's place.
+// A route's h, [n]{h, what it may be off by}, that shares a scale of which the kernel's is `scale`; `got`
+// are values of codes * 2^112. The scale must be one that an h within its bounds gives, `fixed` itself
+// where it is not 0, and every code one of such an h. Puts what follows from the kernel's codes into the
+// truth's place.
+bool CodesAgree(double* want, const Bf16* got, int n, float scale, float fixed, Verdict& v) {
+  double least = 0, most = 0;
+  for (int i = 0; i < n; ++i) {
+    const double h = std::fabs(want[2 * i]), off = want[2 * i + 1];
+    least = std::max(least, h - off), most = std::max(most, h + off);
+  }
+  bool agrees = fixed > 0 ? scale == fixed
+                          : scale >= DynamicFp8Scale(least) * (1 - 0x1p-22) &&
+                                scale <= DynamicFp8Scale(most) * (1 + 0x1p-22);
+  for (int i = 0; i < n; ++i) {
+    double& h = want[2 * i];
+    double& off = want[2 * i + 1];
+    const auto code = [&](double x) { return double(DecodeE4m3(EncodeE4m3(x / scale))); };
+    const double mine = Float(got[i]) * 0x1p-112;
+    agrees = agrees && mine >= code(h - off) && mine <= code(h + off);
+    ++v.codes, v.excused += mine != code(h);
+    h = mine * scale, off = 0;
+  }
+  return agrees;
+}
+
+// CompareHidden of W8A8.
+void CompareFp8Hidden(const Kernel& kernel, const Sm90MoeParams& p, size_t slot, size_t route,
+                      int id, const std::vector<Bf16>& got, std::vector<double>& want, Verdict& v) {
+  const Sm90MoeShape& s = p.shape;
+  const int part = s.precision == Sm90Precision::kFp8Group ? int(kFp8Block) : s.intermediate;
+  const int groups = (s.intermediate + part - 1) / part;
+  std::vector<float> scales;
+  const float fixed = ReadOr(p.a2_scale, s.experts, 0.0f)[id];
+  if (fixed > 0) {
+    scales.assign(1, fixed);
+  } else {
+    Buffer<float> all(size_t(p.tokens) * s.top_k * groups);
+    all.Fill(0xFF);
+    Must(kernel.hidden_scales(p, all.get(), nullptr));
+    BENCH_CUDA(cudaDeviceSynchronize());
+    const std::vector<float> read = all.Read();
+    scales.assign(read.begin() + ptrdiff_t(route * groups),
+                  read.begin() + ptrdiff_t((route + 1) * groups));
+  }
+  for (int f = 0; f < s.intermediate; f += part) {
+    const int n = std::min(part, s.intermediate - f);
+    double* const h = &want[2 * (slot * s.intermediate + f)];
+    if (CodesAgree(h, &got[route * s.intermediate + f], n, scales[f / part], fixed, v)) continue;
+    Fail(v, "h of route " + std::to_string(route) + " from feature " + std::to_string(f) +
+                " under the scale " + std::to_string(scales[f / part]));
+  }
+}
+
+// Compares the kernel's h with the truth and, where it is quantized, puts it into the truth's place.
 void CompareHidden(const Kernel& kernel, const Sm90MoeParams& p, const std::vector<int32_t>& tokens,
                    const std::vector<int32_t>& ids, Buffer<double>& hidden, Verdict& v,
                    cudaStream_t stream) {
@@ -104,15 +182,15 @@ void CompareHidden(const Kernel& kernel, const Sm90MoeParams& p, const std::vect
   BENCH_CUDA(cudaStreamSynchronize(stream));
   const std::vector<Bf16> got = copy.Read();
   std::vector<double> want = hidden.Read();  // [count, K, I]{h, what it may be off by}
-  std::vector<float> gscales(s.experts, 1.0f);
-  if (p.a2_gscale) {
-    BENCH_CUDA(cudaMemcpy(gscales.data(), p.a2_gscale, gscales.size() * sizeof(float),
-                          cudaMemcpyDeviceToHost));
-  }
+  const std::vector<float> gscales = ReadOr(p.a2_gscale, s.experts, 1.0f);
   for (size_t slot = 0; slot < tokens.size() * s.top_k; ++slot) {
     const size_t route = size_t(tokens[slot / s.top_k]) * s.top_k + slot % s.top_k;
     const int id = ids[route];
     if (id < 0 || id >= s.experts) continue;
+    if (IsStaticFp8(s.precision) || IsDynamicFp8(s.precision)) {
+      CompareFp8Hidden(kernel, p, slot, route, id, got, want, v);
+      continue;
+    }
     for (int f = 0; f < s.intermediate; f += kNvfp4Group) {
       double h[kNvfp4Group];
       float mine[kNvfp4Group];
@@ -293,22 +371,63 @@ int CheckRefusals() {
   };
   int accepted = 0;
   for (const Kernel& kernel : kKernels) accepted += CountAccepted(kernel, good, cases);
+
+  Sm90MoeParams good_fp8 = good;
+  good_fp8.shape.weights = HopperFormat::kFp8;
+  good_fp8.shape.precision = Sm90Precision::kFp8Layer;
+  good_fp8.a1_gscale = good_fp8.a2_gscale = nullptr;
+  at(good_fp8.a1_scale), at(good_fp8.a2_scale);
+  const struct {
+    const char* what;
+    void (*spoil)(Sm90MoeParams&);
+  } of_fp8[] = {
+      {"FP8 without its scale of down", [](Sm90MoeParams& p) { p.g2 = nullptr; }},
+      {"static W8A8 without the scale of h", [](Sm90MoeParams& p) { p.a2_scale = nullptr; }},
+      {"dynamic W8A8 with static scales",
+       [](Sm90MoeParams& p) { p.shape.precision = Sm90Precision::kFp8Token; }},
+      {"W8A16 with scales", [](Sm90MoeParams& p) { p.shape.precision = Sm90Precision::kBf16; }},
+      {"FP8 by channel without scales",
+       [](Sm90MoeParams& p) {
+         p.shape.weight_scales = Fp8Scales::kChannel;
+         p.g1 = p.g2 = nullptr;
+       }},
+      {"FP8 by block under one scale of x",
+       [](Sm90MoeParams& p) {
+         p.shape.weight_scales = Fp8Scales::kBlock128;
+         p.w13_scales = p.g1, p.w2_scales = p.g2;
+         p.g1 = p.g2 = nullptr;
+       }},
+      {"one scale a tensor and groups of 128",
+       [](Sm90MoeParams& p) {
+         p.shape.precision = Sm90Precision::kFp8Group;
+         p.a1_scale = p.a2_scale = nullptr;
+       }},
+      {"FP8 with a scale of NVFP4's", [](Sm90MoeParams& p) { p.a1_gscale = p.g1; }},
+      {"FP8 with scales by channel, too", [](Sm90MoeParams& p) { p.w13_scales = p.g1; }},
+  };
+  for (const Kernel& kernel : kKernels) accepted += CountAccepted(kernel, good_fp8, of_fp8);
   return accepted;
 }
 
 namespace {
 
-// One expert's BF16 matrices.
-bool CheckPackingBf16(const Canonical& c, const Packed& packed, int expert) {
+// One expert's matrices of codes that need no block scales: BF16 or FP8.
+template <class View>
+bool CheckPackingCodes(const Canonical& c, const Packed& packed, int expert) {
   const Sm90MoeShape& s = c.view.shape;
   const size_t bytes = c.code_bytes / s.experts;
   std::vector<uint8_t> from[3];
-  CanonicalBf16 m[3];
+  View m[3];
   for (int i = 0; i < 3; ++i) {
     from[i].resize(bytes);
     BENCH_CUDA(cudaMemcpy(from[i].data(), c.codes[i].get() + expert * bytes, bytes,
                           cudaMemcpyDeviceToHost));
-    m[i] = {i == 2 ? s.hidden : s.intermediate, i == 2 ? s.intermediate : s.hidden, from[i].data()};
+    m[i].n = i == 2 ? s.hidden : s.intermediate, m[i].k = i == 2 ? s.intermediate : s.hidden;
+    if constexpr (std::is_same_v<View, CanonicalFp8>) {
+      m[i].codes = from[i].data();
+    } else {
+      m[i].data = from[i].data();
+    }
   }
   const auto same = [&](const Buffer<uint8_t>& gpu, const std::vector<std::byte>& host) {
     std::vector<std::byte> got(host.size());
@@ -330,7 +449,8 @@ bool CheckPackingBf16(const Canonical& c, const Packed& packed, int expert) {
 }  // namespace
 
 bool CheckPacking(const Canonical& c, const Packed& packed, int expert, cudaStream_t stream) {
-  if (c.bf16) return CheckPackingBf16(c, packed, expert);
+  if (c.format == HopperFormat::kBf16) return CheckPackingCodes<CanonicalBf16>(c, packed, expert);
+  if (c.format == HopperFormat::kFp8) return CheckPackingCodes<CanonicalFp8>(c, packed, expert);
   const Sm90MoeShape& s = c.view.shape;
   const size_t per = c.n / s.experts;
   std::vector<uint8_t> codes[3], scales[3];

@@ -11,7 +11,7 @@ namespace nibble::bench {
 struct Verdict {
   bool ok = true;
   double rel_l2 = 0, worst = 0;  // worst: of |y - reference| / bound
-  int64_t codes = 0;             // W4A4: elements of h whose code was compared
+  int64_t codes = 0;             // W4A4, W8A8: elements of h whose code was compared
   int64_t excused = 0;           // of them, not the reference's, but next to a rounding boundary
   std::string why;               // of a failure, the first
 };
@@ -22,6 +22,9 @@ struct Verdict {
 /// The kernel's own h is read back and every code compared with that of the h in double; it may
 /// differ where that h, or what its block's scale is made from, lies within 2^-7 of a rounding
 /// boundary. y is then compared with what follows from the kernel's own codes.
+///
+/// W8A8 likewise, by QuantizeFp8<float>; a code of h is one of an h within the bounds of the truth, under
+/// the kernel's own scale, which must follow from such an h, too.
 Verdict Check(const Kernel& kernel, const Canonical& canonical, Sm90MoeParams params,
               const std::vector<int32_t>& ids, int repeats, cudaStream_t stream);
 

@@ -7,13 +7,23 @@
 
 namespace nibble::bench {
 
-const Kernel kKernels[3] = {
-    {"decode", cuda::LaunchSm90MoeDecode, cuda::Sm90MoeDecodeWorkspace,
-     cuda::Sm90MoeDecodeMaxTokens, cuda::CopySm90MoeDecodeHidden},
-    {"prefill", cuda::LaunchSm90MoePrefill, cuda::Sm90MoePrefillWorkspace,
-     [](const Sm90MoeShape&) { return 1 << 20; }, cuda::CopySm90MoePrefillHidden},
-    {"mma", cuda::LaunchMoeMma, cuda::MoeMmaWorkspace, [](const Sm90MoeShape&) { return 1 << 20; },
-     cuda::CopyMoeMmaHidden},
+namespace {
+
+bool IsFp8(const Sm90MoeShape& s) { return s.weights == HopperFormat::kFp8; }
+int NotOfFp8(const Sm90MoeShape& s) { return IsFp8(s) ? 0 : 1 << 20; }
+int OfFp8(const Sm90MoeShape& s) { return IsFp8(s) ? 1 << 20 : 0; }
+int OfDecode(const Sm90MoeShape& s) { return IsFp8(s) ? 0 : cuda::Sm90MoeDecodeMaxTokens(s); }
+
+}  // namespace
+
+const Kernel kKernels[4] = {
+    {"decode", cuda::LaunchSm90MoeDecode, cuda::Sm90MoeDecodeWorkspace, OfDecode,
+     cuda::CopySm90MoeDecodeHidden, nullptr},
+    {"prefill", cuda::LaunchSm90MoePrefill, cuda::Sm90MoePrefillWorkspace, NotOfFp8,
+     cuda::CopySm90MoePrefillHidden, nullptr},
+    {"mma", cuda::LaunchMoeMma, cuda::MoeMmaWorkspace, NotOfFp8, cuda::CopyMoeMmaHidden, nullptr},
+    {"fp8", cuda::LaunchMoeMma, cuda::MoeMmaWorkspace, OfFp8, cuda::CopyMoeMmaHidden,
+     cuda::CopyMoeMmaHiddenScales},
 };
 
 const char* NameOf(Routing r) {

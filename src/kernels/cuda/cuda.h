@@ -38,7 +38,7 @@ class DeviceArena {
   /// errors of all  kDevice. More than Make() was asked for is our own bug.
   Result<const std::byte*> Place(std::span<const std::byte> bytes);
   Result<HopperMatrix> PlaceLinear(const CanonicalWeight& weight);
-  /// NVFP4 or BF16 weights, as gate, up and down name them; NVFP4 under the layer's config.
+  /// The weights that gate, up and down name, under the scales of the layer's config.
   Result<HopperExperts> PlaceExperts(const PreparedExperts& experts);
   /// Waits for all of it.
   Result<void> Finish();

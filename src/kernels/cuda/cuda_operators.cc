@@ -107,10 +107,20 @@ Sm90MoeShape MoeShape(const PreparedExperts& e, int top_k) {
   } else if (e.activation != Activation::kSilu) {
     s.activation = Sm90Activation::kSwiglu;
   }
-  if (e.hopper.a1_gscale == nullptr) return s;
-  constexpr Sm90Precision kBySharing[] = {Sm90Precision::kFp4Layer, Sm90Precision::kFp4Expert,
-                                          Sm90Precision::kFp4Shard};
-  s.precision = kBySharing[static_cast<int>(e.hopper.sharing)];
+  const QuantScheme& scheme = e.quant.scheme;
+  if (scheme.weight == kFp8StaticChannel) s.weight_scales = Fp8Scales::kChannel;
+  if (scheme.weight == kFp8StaticBlock128) s.weight_scales = Fp8Scales::kBlock128;
+  constexpr Sm90Precision kBySharing[2][3] = {
+      {Sm90Precision::kFp4Layer, Sm90Precision::kFp4Expert, Sm90Precision::kFp4Shard},
+      {Sm90Precision::kFp8Layer, Sm90Precision::kFp8Expert, Sm90Precision::kFp8Shard}};
+  if (e.hopper.a1_gscale != nullptr || e.hopper.a1_scale != nullptr) {
+    const bool fp8 = e.hopper.a1_scale != nullptr;
+    s.precision = kBySharing[fp8][static_cast<int>(e.hopper.sharing)];
+  } else if (scheme.activation == kFp8DynamicToken) {
+    s.precision = Sm90Precision::kFp8Token;
+  } else if (scheme.activation == kFp8Dynamic128) {
+    s.precision = Sm90Precision::kFp8Group;
+  }
   return s;
 }
 
@@ -127,6 +137,10 @@ Sm90MoeParams MoeParams(const PreparedExperts& e, Matrix x, const Routing& routi
   p.g2 = e.hopper.g2;
   p.a1_gscale = e.hopper.a1_gscale;
   p.a2_gscale = e.hopper.a2_gscale;
+  p.w13_scales = e.hopper.w13_scales;
+  p.w2_scales = e.hopper.w2_scales;
+  p.a1_scale = e.hopper.a1_scale;
+  p.a2_scale = e.hopper.a2_scale;
   p.y = Bf16s(y);
   if (e.quant.clamp_limit) p.limit = *e.quant.clamp_limit;
   if (e.activation != Activation::kSilu) {
@@ -146,7 +160,7 @@ constexpr MoeKernel kMoeDecode = {Sm90MoeDecodeWorkspace, LaunchSm90MoeDecode};
 constexpr MoeKernel kMoePrefill = {Sm90MoePrefillWorkspace, LaunchSm90MoePrefill};
 
 const MoeKernel* MoeKernelOf(const PreparedExperts& e, const Sm90MoeParams& p) {
-  if (e.backend == Backend::kMarlin) return &kMoeMma;
+  if (e.backend == Backend::kMarlin || p.shape.weights == HopperFormat::kFp8) return &kMoeMma;
   return Sm90MoeDecodeIsFaster(p.shape, p.tokens) ? &kMoeDecode : &kMoePrefill;
 }
 

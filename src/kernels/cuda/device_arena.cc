@@ -1,6 +1,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <initializer_list>
 #include <variant>
 #include <vector>
 
@@ -55,7 +56,48 @@ GscaleSharing SharingOf(const std::vector<float>& a1, size_t shards) {
   return GscaleSharing::kExpert;
 }
 
-uint64_t BytesOfVector(const std::vector<float>& v) { return Aligned(v.size() * sizeof(float)); }
+/// Scales that lie beside an expert layer's codes, and where the kernels find them.
+struct PlacedScales {
+  std::vector<float> values;
+  const float* HopperExperts::*to;
+};
+
+/// FP8's by channel or block, expert by expert, gate before up.
+std::vector<float> PartScales(std::initializer_list<const std::vector<PreparedWeight>*> matrices,
+                              int64_t experts) {
+  std::vector<float> out;
+  for (size_t i = 0; i < static_cast<size_t>(experts); ++i) {
+    for (const std::vector<PreparedWeight>* of : matrices) {
+      if (of->empty()) continue;
+      const std::span<const float> own = ScalesOf(std::get<CanonicalWeight>((*of)[i]));
+      out.insert(out.end(), own.begin(), own.end());
+    }
+  }
+  return out;
+}
+
+std::vector<PlacedScales> ScalesOf(const PreparedExperts& e) {
+  const HopperFormat format = FormatOf(e);
+  const MoeQuantConfig& q = e.quant;
+  std::vector<PlacedScales> out;
+  if (format == HopperFormat::kBf16) return out;
+  if (q.scheme.weight != kFp8StaticChannel && q.scheme.weight != kFp8StaticBlock128) {
+    out.push_back({q.g1_alphas, &HopperExperts::g1});
+    out.push_back({q.g2_alphas, &HopperExperts::g2});
+  } else {
+    out.push_back({PartScales({&e.gate, &e.up}, e.n_experts), &HopperExperts::w13_scales});
+    out.push_back({PartScales({&e.down}, e.n_experts), &HopperExperts::w2_scales});
+  }
+  if (q.a1_gscale) {
+    out.push_back({*q.a1_gscale, &HopperExperts::a1_gscale});
+    out.push_back({*q.a2_gscale, &HopperExperts::a2_gscale});
+  }
+  if (q.a1_scale) {
+    out.push_back({*q.a1_scale, &HopperExperts::a1_scale});
+    out.push_back({*q.a2_scale, &HopperExperts::a2_scale});
+  }
+  return out;
+}
 
 }  // namespace
 
@@ -71,10 +113,8 @@ uint64_t DeviceArena::BytesOfExperts(const PreparedExperts& e) {
   const HopperFormat format = FormatOf(e);
   const auto w13 = static_cast<uint64_t>(W13LayoutOf(e).bytes(format));
   const auto w2 = static_cast<uint64_t>(HopperW2Layout(e.hidden, e.intermediate).bytes(format));
-  uint64_t bytes = Aligned(experts * w13) + Aligned(experts * w2) +
-                   BytesOfVector(e.quant.g1_alphas) + BytesOfVector(e.quant.g2_alphas);
-  if (e.quant.a1_gscale)
-    bytes += BytesOfVector(*e.quant.a1_gscale) + BytesOfVector(*e.quant.a2_gscale);
+  uint64_t bytes = Aligned(experts * w13) + Aligned(experts * w2);
+  for (const PlacedScales& scales : ScalesOf(e)) bytes += Aligned(scales.values.size() * 4);
   return bytes;
 }
 
@@ -173,8 +213,13 @@ Result<HopperExperts> DeviceArena::PlaceExperts(const PreparedExperts& e) {
   const auto stage = [&](const PreparedWeight& w) -> Result<TilePackSource> {
     const auto& canonical = std::get<CanonicalWeight>(w);
     TilePackSource source;
+    source.format = format;
     if (const auto* bf16 = std::get_if<CanonicalBf16>(&canonical)) {
       NIBBLE_TRY(source.codes, Stage({bf16->data, static_cast<size_t>(2 * bf16->n * bf16->k)}));
+      return source;
+    }
+    if (const auto* fp8 = std::get_if<CanonicalFp8>(&canonical)) {
+      NIBBLE_TRY(source.codes, Stage({fp8->codes, static_cast<size_t>(fp8->n * fp8->k)}));
       return source;
     }
     const auto& from = std::get<CanonicalNvfp4>(canonical);
@@ -198,18 +243,12 @@ Result<HopperExperts> DeviceArena::PlaceExperts(const PreparedExperts& e) {
     NIBBLE_CHECK_OK(LaunchTilePackW2(down, 1, hidden, intermediate, w2 + i * w2_bytes, nullptr));
   }
   HopperExperts out{format, w13, w2};
-  if (format == HopperFormat::kBf16) return out;
-  const auto place = [&](const std::vector<float>& values, const float** to) -> Result<void> {
-    NIBBLE_TRY(const std::byte* at, Place(std::as_bytes(std::span(values))));
-    *to = reinterpret_cast<const float*>(at);
-    return {};
-  };
-  NIBBLE_CHECK_OK(place(e.quant.g1_alphas, &out.g1));
-  NIBBLE_CHECK_OK(place(e.quant.g2_alphas, &out.g2));
-  if (!e.quant.a1_gscale) return out;
-  NIBBLE_CHECK_OK(place(*e.quant.a1_gscale, &out.a1_gscale));
-  NIBBLE_CHECK_OK(place(*e.quant.a2_gscale, &out.a2_gscale));
-  out.sharing = SharingOf(*e.quant.a1_gscale, e.gate.empty() ? 1 : 2);
+  for (const PlacedScales& scales : ScalesOf(e)) {
+    NIBBLE_TRY(const std::byte* at, Place(std::as_bytes(std::span(scales.values))));
+    out.*scales.to = reinterpret_cast<const float*>(at);
+  }
+  const auto& a1 = e.quant.a1_gscale ? e.quant.a1_gscale : e.quant.a1_scale;
+  if (a1) out.sharing = SharingOf(*a1, e.gate.empty() ? 1 : 2);
   return out;
 }
 

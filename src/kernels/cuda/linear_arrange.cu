@@ -1,6 +1,6 @@
 #include "kernels/cuda/linear_arrange.h"
 
-#include "kernels/cuda/fp8.cuh"
+#include "kernels/cuda/fp8_rows.cuh"
 #include "kernels/cuda/linear_store.cuh"
 #include "kernels/cuda/sm90_launch.h"
 #include "layout/hopper_tile.h"
@@ -10,21 +10,16 @@ namespace {
 
 constexpr int kArrangeThreads = 256;
 
-/// Chunk c of a 64-block has the pairs k = 2c, 16 + 2c, 32 + 2c, 48 + 2c: the slots 2t, 2t + 1 of lane t
-/// in the order of layout/hopper_tile.h. So eight lanes have four NVFP4 blocks, a pair of each a lane.
+/// Of a chunk (fp8_rows.cuh): eight lanes have four NVFP4 blocks, a pair of each a lane.
 __device__ __forceinline__ void QuantizeNvfp4Chunk(uint32_t (&x)[4], const Gscale& g) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     uint32_t amax = x[i] & kMagnitudes;
 #pragma unroll
     for (int o = 1; o < 8; o <<= 1) amax = MaxBf16x2(amax, __shfl_xor_sync(~0u, amax, o));
-    const BlockScale scale = ScaleOfBlock(fmaxf(fmaxf(LowBf16(amax), HighBf16(amax)), 0.0f), g);
+    const BlockScale scale = ScaleOfBlock(LargestOf(amax), g);
     x[i] = QuantizePair(x[i], scale, scale);
   }
-}
-
-__device__ __forceinline__ float LargestOf(uint32_t amax) {
-  return fmaxf(fmaxf(LowBf16(amax), HighBf16(amax)), 0.0f);
 }
 
 /// A block a token.
@@ -50,14 +45,7 @@ __global__ void __launch_bounds__(kArrangeThreads) Arrange(const __grid_constant
         load(i, x);
         amax = MaxBf16x2(amax, MaxOfPairs(x));
       }
-#pragma unroll
-      for (int o = 1; o < 32; o <<= 1) amax = MaxBf16x2(amax, __shfl_xor_sync(~0u, amax, o));
-      __syncthreads();
-      if (threadIdx.x % 32 == 0) largest[threadIdx.x / 32] = LargestOf(amax);
-      __syncthreads();
-      float all = 0;
-      for (int w = 0; w < kArrangeThreads / 32; ++w) all = fmaxf(all, largest[w]);
-      token_scale = DynamicScale(all);
+      token_scale = TokenScale(amax, largest);
       if (threadIdx.x == 0) a.token_scale[token] = token_scale;
     }
     uint8_t* out = a.out + static_cast<int64_t>(v) * a.steps * a.rows * 128;
@@ -69,10 +57,7 @@ __global__ void __launch_bounds__(kArrangeThreads) Arrange(const __grid_constant
       } else if (format != Sm90Input::kBf16) {
         float scale = token_scale;
         if (format == Sm90Input::kFp8Group) {
-          uint32_t amax = MaxOfPairs(x);
-#pragma unroll
-          for (int o = 1; o < 16; o <<= 1) amax = MaxBf16x2(amax, __shfl_xor_sync(~0u, amax, o));
-          scale = DynamicScale(LargestOf(amax));
+          scale = GroupScale(x);
           if (i % 16 == 0 && i < chunks) a.group_scale[i / 16 * a.rows + token] = scale;
         }
         const Fp8Scale fp8 = MakeFp8Scale(scale);

@@ -6,7 +6,7 @@
 //   Sum      over top-k with the router's weights, in the order of k
 // each launched while the one before still runs (programmatic dependent launch, from 9.0 on).
 //
-// NVFP4 activations: Scatter quantizes x. Where gate and up have gscales of their own, there are two x,
+// NVFP4 activations: Scatter quantizes x; FP8 ones have a Scatter of their own (moe_fp8_rows.cu). Where gate and up have gscales of their own, there are two x,
 // one after the other along K.
 //
 // Scatter writes every token top-k times. A gather inside GEMM1 moves less, but its 16-byte copies
@@ -21,6 +21,7 @@
 
 #include <algorithm>
 
+#include "kernels/cuda/moe_fp8_rows.h"
 #include "kernels/cuda/moe_routes.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/quantize.cuh"
@@ -290,7 +291,7 @@ __global__ void __launch_bounds__(256) CopyHidden(const __grid_constant__ Hidden
 
 Workspace Layout(const Sm90MoeShape& shape, int tokens, int smallest_tile) {
   const size_t experts = shape.experts, routes = static_cast<size_t>(tokens) * shape.top_k;
-  const size_t xs = shape.precision == Sm90Precision::kFp4Shard ? shape.shards() : 1;
+  const size_t xs = SplitsX(shape) ? 2 : 1;
   Workspace ws{};
   size_t at = 0;
   const auto take = [&](size_t bytes) {
@@ -313,6 +314,12 @@ Workspace Layout(const Sm90MoeShape& shape, int tokens, int smallest_tile) {
   ws.h = take(sizeof(Bf16) * ws.row_count * RoundUpTo(shape.intermediate, 64));
   // GEMM1's x, then GEMM2's output.
   ws.rows = take(sizeof(Bf16) * ws.row_count * RoundUpTo(shape.hidden, 64) * xs);
+  // Of x, then of h.
+  const auto widest = static_cast<size_t>(std::max(shape.hidden, shape.intermediate));
+  const size_t scales = shape.precision == Sm90Precision::kFp8Group   ? (widest + 127) / 128
+                        : shape.precision == Sm90Precision::kFp8Token ? 1
+                                                                      : 0;
+  ws.row_scales = take(sizeof(float) * ws.row_count * scales);
   ws.bytes = at;
   return ws;
 }
@@ -373,6 +380,8 @@ Result<void> LaunchScatter(const Sm90MoeParams& p, const Workspace& ws, cudaStre
       return launch(Scatter<Sm90Precision::kFp4Expert>);
     case Sm90Precision::kFp4Shard:
       break;
+    default:
+      return ScatterFp8(p, ws, stream);
   }
   return launch(SplitsX(p.shape) ? Scatter<Sm90Precision::kFp4Shard>
                                  : Scatter<Sm90Precision::kFp4Expert>);

@@ -22,7 +22,7 @@ inline constexpr int kMostTileRows = 160;
 
 /// Where in the workspace what lies. Everything else is written before it is read.
 struct Workspace {
-  size_t counts, placed, next_tile, tile_count, tiles, row_of_route, h, rows, bytes;
+  size_t counts, placed, next_tile, tile_count, tiles, row_of_route, h, rows, row_scales, bytes;
   int row_count;
 };
 
@@ -31,7 +31,9 @@ Workspace Layout(const Sm90MoeShape& shape, int tokens, int smallest_tile);
 
 /// Gate and up have an x each: the first and the second half of K.
 constexpr bool SplitsX(const Sm90MoeShape& shape) {
-  return shape.precision == Sm90Precision::kFp4Shard && shape.gated();
+  return (shape.precision == Sm90Precision::kFp4Shard ||
+          shape.precision == Sm90Precision::kFp8Shard) &&
+         shape.gated();
 }
 
 /// Makes the tiles, of at most max_n routes, and writes x, quantized if it is to be, to ws.rows:

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <string_view>
 
 #include "base/error.h"
 #include "kernels/cuda/cuda_check.h"
@@ -9,24 +10,65 @@
 namespace nibble::cuda {
 namespace {
 
+std::string_view NameOf(HopperFormat weights) {
+  if (weights == HopperFormat::kNvfp4) return "NVFP4";
+  return weights == HopperFormat::kFp8 ? "FP8" : "BF16";
+}
+std::string_view NameOf(Sm90Precision activations) {
+  if (activations == Sm90Precision::kBf16) return "bf16";
+  return IsFp4(activations) ? "NVFP4" : "FP8";
+}
+
+/// Which pairs of formats there are.
+bool AreServed(const Sm90MoeShape& s) {
+  const bool blocks = s.weight_scales == Fp8Scales::kBlock128;
+  switch (s.weights) {
+    case HopperFormat::kNvfp4:
+      return s.precision == Sm90Precision::kBf16 || IsFp4(s.precision);
+    case HopperFormat::kBf16:
+      return s.precision == Sm90Precision::kBf16;
+    case HopperFormat::kFp8:
+      return s.precision == Sm90Precision::kBf16 ||
+             (blocks ? s.precision == Sm90Precision::kFp8Group
+                     : s.precision == Sm90Precision::kFp8Token || IsStaticFp8(s.precision));
+  }
+  return false;
+}
+
 /// What belongs to one precision, one format or one activation function, and to no other.
 Result<void> CheckScalesAndLimit(const Sm90MoeParams& p) {
-  const bool fp4 = p.shape.precision != Sm90Precision::kBf16;
-  const bool nvfp4 = p.shape.weights == HopperFormat::kNvfp4;
-  if ((!nvfp4 && p.shape.weights != HopperFormat::kBf16) || (!nvfp4 && fp4) ||
-      (p.g1 != nullptr) != nvfp4 || (p.g2 != nullptr) != nvfp4) {
+  const Sm90MoeShape& s = p.shape;
+  if (!AreServed(s)) {
     return Err(ErrorCode::kInvalidArgument,
-               "experts on a GPU: weights of format {}, activations in {}, g1 is {} and g2 is {}; "
-               "NVFP4 has both scales, BF16 neither and bf16 activations",
-               static_cast<int>(p.shape.weights), fp4 ? "NVFP4" : "bf16", p.g1 ? "given" : "null",
-               p.g2 ? "given" : "null");
+               "experts on a GPU: {} weights with {} activations ({}); expected bf16 activations, "
+               "NVFP4 ones of NVFP4 weights, or FP8 ones of FP8 weights, by groups of 128 if the "
+               "weights' scales are by block and else not",
+               NameOf(s.weights), NameOf(s.precision), static_cast<int>(s.precision));
   }
-  if ((p.a1_gscale != nullptr) != fp4 || (p.a2_gscale != nullptr) != fp4) {
+  const bool nvfp4 = s.weights == HopperFormat::kNvfp4, fp8 = s.weights == HopperFormat::kFp8;
+  const bool all = nvfp4 || (fp8 && s.weight_scales == Fp8Scales::kTensor);
+  const bool parts = fp8 && s.weight_scales != Fp8Scales::kTensor;
+  const bool fp4_input = IsFp4(s.precision), fp8_input = IsStaticFp8(s.precision);
+  const struct {
+    const char* name;
+    const float* given;
+    bool wanted;
+  } scales[] = {
+      {"g1", p.g1, all},
+      {"g2", p.g2, all},
+      {"w13_scales", p.w13_scales, parts},
+      {"w2_scales", p.w2_scales, parts},
+      {"a1_gscale", p.a1_gscale, fp4_input},
+      {"a2_gscale", p.a2_gscale, fp4_input},
+      {"a1_scale", p.a1_scale, fp8_input},
+      {"a2_scale", p.a2_scale, fp8_input},
+  };
+  for (const auto& scale : scales) {
+    if ((scale.given != nullptr) == scale.wanted) continue;
     return Err(ErrorCode::kInvalidArgument,
-               "experts on a GPU: activations in {}, but a1_gscale is {} and a2_gscale is {}; W4A4 "
-               "needs both, W4A16 has neither",
-               fp4 ? "NVFP4" : "bf16", p.a1_gscale ? "given" : "null",
-               p.a2_gscale ? "given" : "null");
+               "experts on a GPU: {} weights with {} activations, and {} is {}; expected it {}",
+               NameOf(s.weights), NameOf(s.precision), scale.name,
+               scale.given != nullptr ? "given" : "null", scale.wanted ? "given" : "null");
   }
   if (!(p.limit > 0) || !std::isfinite(p.alpha) || !std::isfinite(p.beta)) {
     return Err(ErrorCode::kInvalidArgument,
@@ -50,7 +92,7 @@ Result<int> MultiprocessorCount() {
   return count;
 }
 
-Result<void> CheckSm90Moe(const Sm90MoeParams& p, int max_tokens) {
+Result<void> CheckMoe(const Sm90MoeParams& p, int max_tokens) {
   const Sm90MoeShape& s = p.shape;
   if (s.experts < 1 || s.experts > 1024 || s.top_k < 1 || s.top_k > 32 || s.hidden < 16 ||
       s.hidden % 16 != 0 || s.intermediate < 16 || s.intermediate % 16 != 0) {
@@ -72,6 +114,15 @@ Result<void> CheckSm90Moe(const Sm90MoeParams& p, int max_tokens) {
                "workspace 256; g1 8 bytes, without a gate 4)");
   }
   return CheckScalesAndLimit(p);
+}
+
+Result<void> CheckSm90Moe(const Sm90MoeParams& p, int max_tokens) {
+  if (p.shape.weights == HopperFormat::kFp8) {
+    return Err(ErrorCode::kInvalidArgument,
+               "experts on a GPU: FP8 weights, this kernel takes NVFP4 and BF16; the one with "
+               "mma.sync takes them");
+  }
+  return CheckMoe(p, max_tokens);
 }
 
 bool Sm90MoeDecodeIsFaster(const Sm90MoeShape& shape, int tokens) {

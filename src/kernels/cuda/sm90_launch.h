@@ -16,7 +16,9 @@ constexpr size_t RoundUpTo(size_t n, size_t unit) { return (n + unit - 1) / unit
 /// Multiprocessors of the current device.
 Result<int> MultiprocessorCount();
 
-/// The arguments that every Hopper expert kernel needs to be right, tokens in 1 .. max_tokens.
+/// The arguments that every expert kernel needs to be right, tokens in 1 .. max_tokens.
+Result<void> CheckMoe(const Sm90MoeParams& params, int max_tokens);
+/// The same of kernels that do not know FP8 weights.
 Result<void> CheckSm90Moe(const Sm90MoeParams& params, int max_tokens);
 
 /// Of the first matrix of an expert.

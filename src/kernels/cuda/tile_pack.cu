@@ -67,92 +67,32 @@ __global__ void __launch_bounds__(kThreads) Pack(const __grid_constant__ Args a)
   }
 }
 
-/// Eight BF16 numbers of a row; zeros outside.
-__device__ __forceinline__ uint4 LoadEight(const TilePackSource& m, int expert, int64_t row, int k,
-                                           const Args& a) {
-  if (row >= a.rows || k >= a.k) return make_uint4(0, 0, 0, 0);
-  const int64_t at = row * m.row_step * a.k + k;
-  return __ldg(reinterpret_cast<const uint4*>(m.codes + expert * m.codes_stride + 2 * at));
-}
+// --- FP8 and BF16: a warp packs one tile ---
 
-/// A warp packs one tile of BF16 weights, which are the fragments of the mma.
-template <Matrix kMatrix>
-__global__ void __launch_bounds__(kThreads) PackBf16(const __grid_constant__ Args a) {
-  const int64_t at = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / 32;
-  const int64_t tile = at / a.layout.k_blocks, k_block = at % a.layout.k_blocks;
-  const int lane = threadIdx.x % 32, g = lane / 4, expert = blockIdx.y;
-  if (tile >= a.layout.tiles) return;
-  constexpr auto kBf16 = HopperFormat::kBf16;
-  const int64_t low_row = RowOf<kMatrix>(tile, 0, g), high_row = RowOf<kMatrix>(tile, 1, g);
-  const int k = static_cast<int>(k_block) * kHopperTileK + lane % 4 * 16;
-  uint8_t* to = a.out + expert * a.layout.bytes(kBf16) + a.layout.OffsetOf(tile, k_block, kBf16);
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const uint4 low = LoadEight(a.low, expert, low_row, k + 8 * half, a);
-    const uint4 high = LoadEight(a.high, expert, high_row, k + 8 * half, a);
-    auto* words = reinterpret_cast<uint4*>(to + 1024 * half);
-    words[lane] = make_uint4(low.x, high.x, low.y, high.y);
-    words[32 + lane] = make_uint4(low.z, high.z, low.w, high.w);
-  }
-}
-
-template <Matrix kMatrix>
-Result<void> Launch(const Args& a, int experts, cudaStream_t stream) {
-  const bool bf16 = a.low.scales == nullptr;
-  const auto aligned = [bf16](const TilePackSource& m) {
-    return m.codes != nullptr && (m.scales == nullptr) == bf16 &&
-           (reinterpret_cast<uintptr_t>(m.codes) | m.codes_stride) % (bf16 ? 16 : 8) == 0 &&
-           m.row_step >= 1;
-  };
-  if (experts < 1 || experts > 65535 || a.rows < 16 || a.k < 16 || a.rows % 16 != 0 ||
-      a.k % 16 != 0 || !aligned(a.low) || !aligned(a.high) ||
-      reinterpret_cast<uintptr_t>(a.out) % 128 != 0) {
-    return Error{
-        ErrorCode::kInvalidArgument,
-        "packing for sm_90: expected H and I multiples of 16, canonical codes 8-byte, BF16 "
-        "16-byte and the output 128-byte aligned",
-        {},
-        {}};
-  }
-  const int64_t strips =
-      bf16 ? a.layout.k_blocks : (a.layout.k_blocks + kStepsAWarp - 1) / kStepsAWarp;
-  const int64_t threads = a.layout.tiles * strips * 32;
-  const dim3 grid(static_cast<unsigned>((threads + kThreads - 1) / kThreads), experts);
-  if (bf16) {
-    PackBf16<kMatrix><<<grid, kThreads, 0, stream>>>(a);
-  } else {
-    Pack<kMatrix><<<grid, kThreads, 0, stream>>>(a);
-  }
-  NIBBLE_CUDA_TRY(cudaGetLastError());
-  return {};
-}
-
-// --- dense linears in FP8 and BF16: a warp packs one tile ---
-
-struct LinearArgs {
-  const uint8_t* from;  // [n, k]
-  uint8_t* out;
-  HopperLayout layout;
-  int64_t n, k;
-};
-
-/// 16 bytes of row `row`, whose elements have `size` bytes; zeros outside.
-__device__ __forceinline__ uint4 LoadRow(const LinearArgs& a, int64_t row, int64_t k, int size) {
-  if (row >= a.n || k >= a.k) return make_uint4(0, 0, 0, 0);
-  return __ldg(reinterpret_cast<const uint4*>(a.from + (row * a.k + k) * size));
-}
-
+/// 16 bytes of row `row`; zeros outside.
 template <HopperFormat kFormat>
-__global__ void __launch_bounds__(kThreads) PackLinear(const __grid_constant__ LinearArgs a) {
+__device__ __forceinline__ uint4 LoadRow(const TilePackSource& m, int expert, int64_t row, int k,
+                                         const Args& a) {
+  if (row >= a.rows || k >= a.k) return make_uint4(0, 0, 0, 0);
+  constexpr int kBytes = kFormat == HopperFormat::kFp8 ? 1 : 2;
+  const int64_t at = (row * m.row_step * a.k + k) * kBytes;
+  return __ldg(reinterpret_cast<const uint4*>(m.codes + expert * m.codes_stride + at));
+}
+
+template <Matrix kMatrix, HopperFormat kFormat>
+__global__ void __launch_bounds__(kThreads) PackTile(const __grid_constant__ Args a) {
   const int64_t at = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / 32;
   const int64_t tile = at / a.layout.k_blocks, k_block = at % a.layout.k_blocks;
-  const int lane = threadIdx.x % 32;
+  const int lane = threadIdx.x % 32, expert = blockIdx.y;
   if (tile >= a.layout.tiles) return;
-  const int64_t row[2] = {HopperOutputRow(tile, 0, lane / 4), HopperOutputRow(tile, 1, lane / 4)};
-  const int64_t k = k_block * kHopperTileK + lane % 4 * 16;
-  uint8_t* to = a.out + at * HopperTileBytes(kFormat) + 16 * lane;
+  const int64_t low_row = RowOf<kMatrix>(tile, 0, lane / 4);
+  const int64_t high_row = RowOf<kMatrix>(tile, 1, lane / 4);
+  const int k = static_cast<int>(k_block) * kHopperTileK + lane % 4 * 16;
+  uint8_t* to = a.out + expert * a.layout.bytes(kFormat) +
+                a.layout.OffsetOf(tile, k_block, kFormat) + 16 * lane;
   if constexpr (kFormat == HopperFormat::kFp8) {
-    const uint4 low = LoadRow(a, row[0], k, 1), high = LoadRow(a, row[1], k, 1);
+    const uint4 low = LoadRow<kFormat>(a.low, expert, low_row, k, a);
+    const uint4 high = LoadRow<kFormat>(a.high, expert, high_row, k, a);
     const auto order = [](uint32_t codes) { return HopperFp8Word(codes); };
     *reinterpret_cast<uint4*>(to) =
         make_uint4(order(low.x), order(high.x), order(low.y), order(high.y));
@@ -161,13 +101,52 @@ __global__ void __launch_bounds__(kThreads) PackLinear(const __grid_constant__ L
   } else {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const uint4 low = LoadRow(a, row[0], k + 8 * half, 2);
-      const uint4 high = LoadRow(a, row[1], k + 8 * half, 2);
+      const uint4 low = LoadRow<kFormat>(a.low, expert, low_row, k + 8 * half, a);
+      const uint4 high = LoadRow<kFormat>(a.high, expert, high_row, k + 8 * half, a);
       uint8_t* two = to + 1024 * half;
       *reinterpret_cast<uint4*>(two) = make_uint4(low.x, high.x, low.y, high.y);
       *reinterpret_cast<uint4*>(two + 512) = make_uint4(low.z, high.z, low.w, high.w);
     }
   }
+}
+
+// --- launches ---
+
+/// Of arguments that have been checked.
+template <Matrix kMatrix>
+Result<void> LaunchPack(const Args& a, HopperFormat format, int experts, cudaStream_t stream) {
+  const bool nvfp4 = format == HopperFormat::kNvfp4;
+  const int64_t strips =
+      nvfp4 ? (a.layout.k_blocks + kStepsAWarp - 1) / kStepsAWarp : a.layout.k_blocks;
+  const int64_t blocks = (a.layout.tiles * strips * 32 + kThreads - 1) / kThreads;
+  const auto kernel = nvfp4                          ? Pack<kMatrix>
+                      : format == HopperFormat::kFp8 ? PackTile<kMatrix, HopperFormat::kFp8>
+                                                     : PackTile<kMatrix, HopperFormat::kBf16>;
+  kernel<<<dim3(static_cast<unsigned>(blocks), experts), kThreads, 0, stream>>>(a);
+  NIBBLE_CUDA_TRY(cudaGetLastError());
+  return {};
+}
+
+template <Matrix kMatrix>
+Result<void> Launch(const Args& a, int experts, cudaStream_t stream) {
+  const HopperFormat format = a.low.format;
+  const bool nvfp4 = format == HopperFormat::kNvfp4;
+  const auto right = [&](const TilePackSource& m) {
+    return m.format == format && m.codes != nullptr && (m.scales != nullptr) == nvfp4 &&
+           (reinterpret_cast<uintptr_t>(m.codes) | m.codes_stride) % (nvfp4 ? 8 : 16) == 0 &&
+           m.row_step >= 1;
+  };
+  if (experts < 1 || experts > 65535 || a.rows < 16 || a.k < 16 || a.rows % 16 != 0 ||
+      a.k % 16 != 0 || !right(a.low) || !right(a.high) ||
+      reinterpret_cast<uintptr_t>(a.out) % 128 != 0) {
+    return Error{
+        ErrorCode::kInvalidArgument,
+        "packing experts: expected H and I multiples of 16, one format with block scales for "
+        "NVFP4 alone, NVFP4 codes 8-byte, others 16-byte and the output 128-byte aligned",
+        {},
+        {}};
+  }
+  return LaunchPack<kMatrix>(a, format, experts, stream);
 }
 
 }  // namespace
@@ -189,21 +168,9 @@ Result<void> LaunchTilePackLinear(HopperFormat format, const uint8_t* codes,
         {},
         {}};
   }
-  const dim3 grid(static_cast<unsigned>(blocks));
-  if (format == HopperFormat::kNvfp4) {
-    const TilePackSource source{codes, block_scales, 0, 0};
-    const Args a{source, source, layout, static_cast<int>(n), static_cast<int>(k), out};
-    Pack<Matrix::kW2><<<grid, kThreads, 0, stream>>>(a);
-  } else {
-    const LinearArgs a{codes, out, layout, n, k};
-    if (format == HopperFormat::kFp8) {
-      PackLinear<HopperFormat::kFp8><<<grid, kThreads, 0, stream>>>(a);
-    } else {
-      PackLinear<HopperFormat::kBf16><<<grid, kThreads, 0, stream>>>(a);
-    }
-  }
-  NIBBLE_CUDA_TRY(cudaGetLastError());
-  return {};
+  const TilePackSource source{codes, block_scales, 0, 0, 1, format};
+  const Args a{source, source, layout, static_cast<int>(n), static_cast<int>(k), out};
+  return LaunchPack<Matrix::kW2>(a, format, 1, stream);
 }
 
 Result<void> LaunchTilePackW13(const TilePackSource& gate, const TilePackSource& up, int experts,
