@@ -57,17 +57,19 @@ __device__ __forceinline__ float ClampUp(float v, float limit) {
   return fmaxf(fminf(v, limit), -limit);
 }
 
+/// The additions are not to be contracted with the products before them: a compiler that does so for some
+/// columns of a tile and not for others gives a route other bits in another column.
 template <Activate kKind>
 __device__ __forceinline__ float Apply(const ActivationArgs& a, const Biases& b, float gate,
                                        float up) {
   if constexpr (kKind == Activate::kSilu) {
     return __fdividef(gate, 1.0f + __expf(-gate)) * up;
   } else if constexpr (kKind == Activate::kSwiglu) {
-    gate = fminf(gate + b.gate, a.limit);
-    up = ClampUp(up + b.up, a.limit);
+    gate = fminf(__fadd_rn(gate, b.gate), a.limit);
+    up = ClampUp(__fadd_rn(up, b.up), a.limit);
     return __fdividef(gate, 1.0f + __expf(-a.alpha * gate)) * (up + a.beta);
   } else {
-    up = fmaxf(ClampUp(up + b.up, a.limit), 0.0f);
+    up = fmaxf(ClampUp(__fadd_rn(up, b.up), a.limit), 0.0f);
     return up * up;
   }
 }
