@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kMaxThreads) RmsNormKernel(const RmsNormParams
   LetNextKernelStart();
   WaitForPreviousKernel();
   if (mine) x = Load8(static_cast<const In*>(p.x) + static_cast<int64_t>(blockIdx.x) * p.cols + c);
-  const float scale = 1 / sqrtf(BlockSum(SumOfSquares(x), scratch) / p.cols + p.eps);
+  const float scale = rsqrtf(BlockSum(SumOfSquares(x), scratch) / p.cols + p.eps);
 #pragma unroll
   for (int j = 0; j < kVector; ++j) x.v[j] *= scale * w.v[j];
   if (mine) Store8(static_cast<Out*>(p.out) + blockIdx.x * p.out_stride + c, x);
@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(kMaxThreads) AddRmsNormKernel(const AddRmsNorm
   for (int j = 0; j < kVector; ++j) sum.v[j] += residual.v[j];
   if (mine) Store8(p.residual + at, sum);
   if (!p.weight) return;
-  const float scale = 1 / sqrtf(BlockSum(SumOfSquares(sum), scratch[1]) / p.cols + p.eps);
+  const float scale = rsqrtf(BlockSum(SumOfSquares(sum), scratch[1]) / p.cols + p.eps);
 #pragma unroll
   for (int j = 0; j < kVector; ++j) sum.v[j] *= scale * w.v[j];
   if (mine) Store8(p.out + at, sum);

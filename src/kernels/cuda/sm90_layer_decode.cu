@@ -168,7 +168,7 @@ __device__ __forceinline__ uint2 Norm(const Args& a, Smem& s, const float4& r,
     const float4 v = *reinterpret_cast<const float4*>(s.sum + i);
     squares += (v.x + v.y) + (v.z + v.w);
   }
-  const float scale = 1 / sqrtf(squares / kHidden + a.eps);
+  const float scale = rsqrtf(squares / kHidden + a.eps);
   const uint2 out = make_uint2(ToPair(r.x * (scale * weight.x), r.y * (scale * weight.y)),
                                ToPair(r.z * (scale * weight.z), r.w * (scale * weight.w)));
   reinterpret_cast<uint2*>(s.experts.x)[threadIdx.x] = out;
