@@ -1,7 +1,7 @@
-// Checks and times the launch that goes from one mixer to the next.
+// Checks and times the launch that goes from one mixer to the next, and on through DeltaNets.
 //   cuda_layer_bench check          against the launches of its parts one after the other, which have their
 //                                   own checks; "small": fewer cases
-//   cuda_layer_bench time           both, as CUDA graphs over eight layers' weights
+//   cuda_layer_bench time           both, as CUDA graphs over eight layers' weights, microseconds a layer
 // Exits with 1 when a check fails.
 
 #include <cuda_runtime.h>
@@ -31,8 +31,17 @@ struct LayerCase {
   bool shared = false;
   int k = 0;  // of out
   ShardSpec out;
-  std::vector<ShardSpec> in;  // none: the last layer
+  std::vector<ShardSpec> in;     // none: the last layer
+  int k_heads = 0, v_heads = 0;  // of the DeltaNet between it and the next in a launch
+  int layers = 1;                // in a launch
 };
+
+kernels::DeltaShape DeltaOf(const LayerCase& c) {
+  kernels::DeltaShape d;
+  d.k_heads = c.k_heads, d.v_heads = c.v_heads, d.k_dim = d.v_dim = 128, d.taps = 4;
+  d.norm_eps = 1e-6f;
+  return d;
+}
 
 /// A layer's weights.
 struct LayerWeights {
@@ -64,6 +73,16 @@ struct LayerWeights {
       for (float& v : n) v = 0.5f + float(random() % 1000) / 1000;
       *norm = Buffer<float>(n);
     }
+    if (c.v_heads == 0) return;
+    const kernels::DeltaShape d = DeltaOf(c);
+    const auto make = [&](int64_t count, float low, float high) {
+      std::vector<float> v(static_cast<size_t>(count));
+      for (float& x : v) x = low + (high - low) * float(random() % 1001) / 1000;
+      return Buffer<float>(v);
+    };
+    conv = make(d.taps * d.channels(), -1, 1);
+    a_log = make(d.v_heads, -1, 1), dt_bias = make(d.v_heads, -1, 1),
+    norm = make(d.v_dim, 0.5, 1.5);
   }
   LayerCase of;
   LinearWeights out;
@@ -71,7 +90,7 @@ struct LayerWeights {
   Scales scales;
   Packed packed;
   Buffer<Bf16> router;
-  Buffer<float> mid, next;
+  Buffer<float> mid, next, conv, a_log, dt_bias, norm;
   float out_factor = 1;  // brings what out adds to about 1, which is what the experts add
 };
 
@@ -82,7 +101,7 @@ struct State {
         y(kHidden),
         normed(kHidden),
         residual(kHidden),
-        layer_work(cuda::Sm90LayerWorkspace()),
+        layer_work(cuda::Sm90LayerWorkspace(c.experts)),
         moe_work(cuda::Sm90MoeDecodeWorkspace(c.experts, 1)),
         route_work(cuda::RouteWorkspace(1, c.experts.experts)),
         ids(c.experts.top_k),
@@ -97,12 +116,38 @@ struct State {
     std::vector<Bf16> x(attended.size());
     for (Bf16& v : x) v = ToBf16(value());
     attended.Write(x);
+    if (c.v_heads == 0) return;
+    const kernels::DeltaShape d = DeltaOf(c);
+    ring_size = cuda::DeltaRingRows(d, cuda::kDeltaDecodeRows) * cuda::DeltaRingWidth(d);
+    state_size = d.state_size();
+    first_states.resize(size_t(kSlots * c.layers * state_size));
+    first_rings.resize(size_t(kSlots * c.layers * ring_size));
+    for (float& v : first_states) v = value() * 0.1f;
+    for (Bf16& v : first_rings) v = ToBf16(value());
+    states = Buffer<float>(first_states);
+    rings = Buffer<Bf16>(first_rings);
+    delta_out = Buffer<Bf16>(size_t(d.out_width()));
+    // At the beginning; behind rows; with kept ones; with those and tentative.
+    cuda::DeltaSequence q{1, 0, 1, 0, 0, 0};
+    if (seed % 4 != 1) q.start = 2 + int(seed) * 7;
+    if (seed % 4 == 3) q.kept = 2;
+    if (seed % 4 == 0) q.kept = 1, q.tentative = 1;
+    sequence = Buffer<cuda::DeltaSequence>(std::vector{q});
   }
   /// As before a launch: its results poisoned.
   void Begin() {
     residual.Write(first_residual);
     y.Fill(0xFF), normed.Fill(0xFF), mixer_in.Fill(0xFF);
+    if (state_size == 0) return;
+    states.Write(first_states), rings.Write(first_rings), delta_out.Fill(0xFF);
   }
+  static constexpr int kSlots = 2;
+  int64_t state_size = 0, ring_size = 0;
+  std::vector<float> first_states;
+  std::vector<Bf16> first_rings;
+  Buffer<float> states;
+  Buffer<Bf16> rings, delta_out;
+  Buffer<cuda::DeltaSequence> sequence;
   int columns = 0;
   std::vector<float> first_residual;
   Buffer<Bf16> attended, y, normed, mixer_in;
@@ -112,7 +157,8 @@ struct State {
   Buffer<float> weights;
 };
 
-cuda::Sm90LayerParams ParamsOf(const LayerWeights& w, const State& s) {
+/// Layer i of a launch.
+cuda::Sm90LayerParams ParamsOf(const LayerWeights& w, const State& s, int i = 0) {
   cuda::Sm90LayerParams p;
   const LayerCase& c = w.of;
   p.out = w.out.Params();
@@ -138,12 +184,35 @@ cuda::Sm90LayerParams ParamsOf(const LayerWeights& w, const State& s) {
     p.in.tokens = 1, p.in.x = s.normed.get(), p.in.y = s.mixer_in.get();
     p.in.ldy = s.columns;
   }
-  p.workspace = s.layer_work.get();
+  if (i == 0) return p;
+  cuda::DeltaParams& d = p.delta.emplace();
+  d.shape = DeltaOf(c);
+  d.parameters.conv = {w.conv.get(), int64_t(w.conv.size())};
+  d.parameters.a_log = {w.a_log.get(), int64_t(w.a_log.size())};
+  d.parameters.dt_bias = {w.dt_bias.get(), int64_t(w.dt_bias.size())};
+  d.parameters.norm = {w.norm.get(), int64_t(w.norm.size())};
+  d.memory.state = s.states.get() + i * State::kSlots * s.state_size;
+  d.memory.ring = s.rings.get() + i * State::kSlots * s.ring_size;
+  d.memory.slots = State::kSlots, d.memory.decode_rows = cuda::kDeltaDecodeRows;
+  d.sequences = s.sequence.get(), d.n_sequences = 1, d.rows = 1;
+  d.in = s.mixer_in.get(), d.out = s.delta_out.get();
+  p.out.x = d.out;
   return p;
+}
+
+using Run = std::vector<cuda::Sm90LayerParams>;
+/// c.layers of them, from `first` on.
+Run RunOf(const std::vector<std::unique_ptr<LayerWeights>>& layers, size_t first, const State& s) {
+  Run run;
+  for (int i = 0; i < layers[first]->of.layers; ++i) {
+    run.push_back(ParamsOf(*layers[(first + size_t(i)) % layers.size()], s, i));
+  }
+  return run;
 }
 
 /// The same by its parts.
 void LaunchParts(const cuda::Sm90LayerParams& p, cudaStream_t stream) {
+  if (p.delta) Must(cuda::LaunchDeltaDecode(*p.delta, stream));
   cuda::AddRmsNormParams n;
   n.rows = 1, n.cols = kHidden;
   n.residual = p.residual, n.y = p.out.y, n.out = p.normed, n.eps = p.eps;
@@ -160,8 +229,12 @@ void LaunchParts(const cuda::Sm90LayerParams& p, cudaStream_t stream) {
 struct Results {
   std::vector<float> residual;
   std::vector<Bf16> normed, mixer_in;
+  std::vector<float> states;
+  std::vector<Bf16> rings;
   bool operator==(const Results& o) const {
-    return std::memcmp(residual.data(), o.residual.data(), residual.size() * 4) == 0 &&
+    return std::memcmp(states.data(), o.states.data(), states.size() * 4) == 0 &&
+           std::memcmp(rings.data(), o.rings.data(), rings.size() * 2) == 0 &&
+           std::memcmp(residual.data(), o.residual.data(), residual.size() * 4) == 0 &&
            std::memcmp(normed.data(), o.normed.data(), normed.size() * 2) == 0 &&
            std::memcmp(mixer_in.data(), o.mixer_in.data(), mixer_in.size() * 2) == 0;
   }
@@ -170,6 +243,7 @@ Results ResultsOf(const State& s, cudaStream_t stream) {
   BENCH_CUDA(cudaStreamSynchronize(stream));
   Results r{s.residual.Read(), s.normed.Read(), s.mixer_in.Read()};
   if (s.columns == 0) r.mixer_in.clear();
+  if (s.state_size > 0) r.states = s.states.Read(), r.rings = s.rings.Read();
   return r;
 }
 
@@ -234,6 +308,18 @@ std::vector<LayerCase> Cases(bool small) {
         {kFp8, In::kFp8, 256},
         {kBf16, In::kBf16, 4},
         {kBf16, In::kBf16, 4}}},
+      {"delta",
+       experts(9, 3, 256, kA16),
+       true,
+       512,
+       {kFp8, In::kFp8, kHidden},
+       {{kFp8, In::kFp8, 1024},
+        {kFp8, In::kFp8, 512},
+        {kBf16, In::kBf16, 4},
+        {kBf16, In::kBf16, 4}},
+       2,
+       4,
+       3},
       {"last", experts(12, 2, 512, kBy), false, 64, {kBf16, In::kBf16, kHidden}, {}},
   };
   if (small) return cases;
@@ -246,6 +332,9 @@ std::vector<LayerCase> Cases(bool small) {
                     {kFp8, In::kFp8, 4096},
                     {kBf16, In::kBf16, 32},
                     {kBf16, In::kBf16, 32}}});
+  cases.push_back(cases.back());
+  cases.back().name = "35B x 4", cases.back().k_heads = 16, cases.back().v_heads = 32;
+  cases.back().layers = 4;
   cases.push_back({"35B attn",
                    experts(257, 9, 512, kA16),
                    true,
@@ -286,19 +375,22 @@ std::vector<LayerCase> Cases(bool small) {
 int RunChecks(bool small, cudaStream_t stream) {
   int done = 0, failed = 0;
   for (const LayerCase& c : Cases(small)) {
-    LayerWeights w(c, 100, stream);
-    Balance(w, stream);
-    for (uint32_t seed = 1; seed <= (small ? 1 : 4); ++seed) {
+    std::vector<std::unique_ptr<LayerWeights>> layers;
+    for (int i = 0; i < c.layers; ++i) {
+      layers.push_back(std::make_unique<LayerWeights>(c, 100 + 10 * uint64_t(i), stream));
+      Balance(*layers.back(), stream);
+    }
+    for (uint32_t seed = 1; seed <= (small && c.layers == 1 ? 1 : 4); ++seed) {
       State s(c, seed);
-      const cuda::Sm90LayerParams p = ParamsOf(w, s);
+      const Run launch = RunOf(layers, 0, s);
       s.Begin();
-      LaunchParts(p, stream);
+      for (const cuda::Sm90LayerParams& p : launch) LaunchParts(p, stream);
       const Results want = ResultsOf(s, stream);
       bool same = true;
       Results first;
       for (int run = 0; run < (small ? 3 : 100); ++run) {
         s.Begin();
-        Must(cuda::LaunchSm90LayerDecode(p, stream));
+        Must(cuda::LaunchSm90LayerDecode(launch, s.layer_work.get(), stream));
         const Results got = ResultsOf(s, stream);
         if (run == 0) first = got;
         same = same && got == first;
@@ -308,12 +400,14 @@ int RunChecks(bool small, cudaStream_t stream) {
       const double limit = fp4 ? 0.02 : 0.004;
       const double r = Distance(first.residual, want.residual),
                    n = Distance(first.normed, want.normed),
-                   i = Distance(first.mixer_in, want.mixer_in);
-      const bool ok = same && r <= limit && n <= limit && i <= limit;
+                   i = Distance(first.mixer_in, want.mixer_in),
+                   t = Distance(first.states, want.states), g = Distance(first.rings, want.rings);
+      const bool ok = same && r <= limit && n <= limit && i <= limit && t <= limit && g <= limit;
       ++done, failed += !ok;
       std::printf(
-          "%s %-8s seed %u: relative L2 to the parts %.1e residual, %.1e normed, %.1e next%s\n",
-          ok ? "ok  " : "FAIL", c.name, seed, r, n, i, same ? "" : "; other bits");
+          "%s %-8s seed %u: relative L2 to the parts %.1e residual, %.1e normed, %.1e next, %.1e "
+          "states, %.1e rings%s\n",
+          ok ? "ok  " : "FAIL", c.name, seed, r, n, i, t, g, same ? "" : "; other bits");
       std::fflush(stdout);
     }
   }
@@ -330,13 +424,13 @@ double Time(const std::vector<std::unique_ptr<LayerWeights>>& layers, const Stat
   BENCH_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
   constexpr int kRounds = 4;
   for (int round = 0; round < kRounds; ++round) {
-    for (const auto& w : layers) {
-      const cuda::Sm90LayerParams p = ParamsOf(*w, s);
-      if (parts) {
-        LaunchParts(p, stream);
-      } else {
-        Must(cuda::LaunchSm90LayerDecode(p, stream));
+    for (size_t first = 0; first < layers.size(); first += size_t(layers[0]->of.layers)) {
+      const Run launch = RunOf(layers, first, s);
+      if (!parts) {
+        Must(cuda::LaunchSm90LayerDecode(launch, s.layer_work.get(), stream));
+        continue;
       }
+      for (const cuda::Sm90LayerParams& p : launch) LaunchParts(p, stream);
     }
   }
   BENCH_CUDA(cudaStreamEndCapture(stream, &graph));
@@ -347,9 +441,11 @@ double Time(const std::vector<std::unique_ptr<LayerWeights>>& layers, const Stat
   return us;
 }
 
-void RunTimings(cudaStream_t stream) {
+/// Of one case, or of all.
+void RunTimings(const std::string& only, cudaStream_t stream) {
   std::printf("layer      parts us  one launch us\n");
   for (const LayerCase& c : Cases(false)) {
+    if (!only.empty() && only != c.name) continue;
     if (std::strncmp(c.name, "35B", 3) != 0 && std::strncmp(c.name, "30B", 3) != 0) continue;
     std::vector<std::unique_ptr<LayerWeights>> layers;
     for (int i = 0; i < 8; ++i) layers.push_back(std::make_unique<LayerWeights>(c, 10 * i, stream));
@@ -368,10 +464,10 @@ int Main(int argc, char** argv) {
   BENCH_CUDA(cudaStreamCreate(&stream));
   if (verb == "check" || verb == "small") return RunChecks(verb == "small", stream) != 0;
   if (verb == "time") {
-    RunTimings(stream);
+    RunTimings(argc > 2 ? argv[2] : "", stream);
     return 0;
   }
-  std::printf("usage: cuda_layer_bench check | small | time\n");
+  std::printf("usage: cuda_layer_bench check | small | time [LAYER]\n");
   return 2;
 }
 

@@ -5,6 +5,8 @@
 #include <bit>
 #include <cstring>
 #include <limits>
+#include <optional>
+#include <utility>
 #include <vector>
 
 #include "base/checked.h"
@@ -214,6 +216,7 @@ class CudaOperators : public kernels::Operators {
   Result<void> StopRecording(Graph& graph);
   template <class F>
   void Issue(F&& launch);
+  void IssueLayers();
   template <class F>
   void Timed(std::string_view name, F&& launch);
   template <class F>
@@ -229,14 +232,16 @@ class CudaOperators : public kernels::Operators {
   Graph* current_ = nullptr;  // that is being recorded
   std::vector<DeviceMemory> allocations_;
   GrowingMemory linear_work_, attention_work_, delta_work_;
-  GrowingMemory route_work_, argmax_work_, layer_work_;  // zeroed, and left so by every launch
-  GrowingMemory argmax_;                                 // ids and flags
+  GrowingMemory route_work_, argmax_work_;  // zeroed, and left so by every launch
+  GrowingMemory argmax_;                    // ids and flags
   struct MoeWork {
     Sm90MoeShape shape;
     const MoeKernel* kernel;
     GrowingMemory memory;
   };
-  std::vector<MoeWork> moe_work_;  // zeroed, too, and of one shape each
+  std::vector<MoeWork> moe_work_;        // zeroed, too, and of one shape each
+  std::vector<Sm90LayerParams> layers_;  // put off, for the next may go along with them
+  std::optional<DeltaParams> delta_;     // behind them
 
   KvShape kv_;
   int max_pages_ = 0;
@@ -262,10 +267,25 @@ CudaOperators::~CudaOperators() {
   cudaStreamDestroy(stream_);
 }
 
-/// Runs a launch unless something has failed before; what fails is told by Finish().
+/// Runs a launch, behind all that was put off, unless something has failed before; what fails is told by
+/// Finish().
 template <class F>
 void CudaOperators::Issue(F&& launch) {
+  IssueLayers();
   if (status_) status_ = launch();
+}
+
+/// The launches that were put off.
+void CudaOperators::IssueLayers() {
+  if (layers_.empty()) return;
+  const std::vector<Sm90LayerParams> layers = std::exchange(layers_, {});
+  const std::optional<DeltaParams> delta = std::exchange(delta_, {});
+  const Sm90MoeShape& shape = layers[0].experts.shape;
+  Timed("between mixers", layers.size() > 1 ? "and delta_net" : "", [&]() -> Result<void> {
+    NIBBLE_TRY(std::byte * workspace, Zeroed(shape, nullptr, Sm90LayerWorkspace(shape)));
+    return LaunchSm90LayerDecode(layers, workspace, stream_);
+  });
+  if (delta) Timed("delta_net", [&] { return LaunchDeltaDecode(*delta, stream_); });
 }
 
 template <class F>
@@ -384,6 +404,7 @@ Result<void> CudaOperators::StartRecording() {
 }
 
 void CudaOperators::End() {
+  IssueLayers();
   if (!recording_) return;
   const Result<void> stopped = StopRecording(*current_);
   if (status_ && !stopped) status_ = stopped;
@@ -405,6 +426,7 @@ Result<void> CudaOperators::StopRecording(Graph& graph) {
 }
 
 Result<void> CudaOperators::Finish() {
+  IssueLayers();
   const cudaError_t done = cudaStreamSynchronize(stream_);
   if (status_ && done != cudaSuccess)
     status_ = DeviceError(done, "cudaStreamSynchronize", __FILE__, __LINE__);
@@ -558,6 +580,10 @@ void CudaOperators::DeltaNet(const kernels::DeltaShape& shape, int64_t layer,
   p.rows = step.rows;
   p.in = Bf16s(in);
   p.out = Bf16s(out);
+  if (!layers_.empty() && !delta_ && layers_.back().in.y == p.in && p.rows == 1) {
+    delta_ = p;
+    return;
+  }
   if (step.max_rows <= kDeltaDecodeRows)
     return Timed("delta_net", [&] { return LaunchDeltaDecode(p, stream_); });
   Timed("delta_net", [&]() -> Result<void> {
@@ -656,13 +682,16 @@ bool CudaOperators::BetweenMixers(const kernels::Between& b) {
   p.has_in = b.in != nullptr;
   if (p.has_in) p.in = LinearParams(*b.in, b.normed, b.mixer_in);
   if (!Sm90LayerFits(p)) return false;
-  Timed("between mixers", [&]() -> Result<void> {
-    NIBBLE_TRY(p.workspace, layer_work_.Reserve(Sm90LayerWorkspace(), stream_));
-    NIBBLE_TRY(p.experts.workspace,
-               Zeroed(p.experts.shape, &kMoeDecode,
-                      Sm90MoeDecodeWorkspace(p.experts.shape, p.experts.tokens)));
-    return LaunchSm90LayerDecode(p, stream_);
-  });
+  if (!layers_.empty()) {
+    p.delta = delta_;
+    if (layers_.size() < kSm90LayersAtOnce && Sm90LayerFollows(p, layers_.back())) {
+      delta_.reset();
+    } else {
+      IssueLayers();
+      p.delta.reset();
+    }
+  }
+  layers_.push_back(p);
   return true;
 }
 

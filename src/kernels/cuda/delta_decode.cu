@@ -1,5 +1,5 @@
 #include "kernels/cuda/cuda_check.h"
-#include "kernels/cuda/delta.cuh"
+#include "kernels/cuda/delta_decode.cuh"
 
 // Decode of gated DeltaNet: a few new rows of every sequence, and before them the kept ones of its
 // last tentative batch. A row of a head's state meets no other one, so eight lanes hold one in
@@ -13,7 +13,6 @@
 namespace nibble::cuda::delta {
 namespace {
 
-constexpr int kLanes = 8;                      // that share a row of the state
 constexpr int kThreads = kSliceRows * kLanes;  // a thread has a part of one row of every slice
 constexpr int kWarps = kThreads / 32;
 constexpr int kMaxRows = 2 * kDeltaDecodeRows;  // kept and new
@@ -55,33 +54,6 @@ struct Place {
     if (at < kKeys) return key_head * kKeys + at;
     if (at < 2 * kKeys) return keys + key_head * kKeys + at - kKeys;
     return 2 * keys + value(a) + at - 2 * kKeys;
-  }
-};
-
-/// Rows of a sequence in this launch: `kept` of them are run again.
-struct Rows {
-  DeltaSequence s;
-  int kept, n;
-  Bf16* ring;      // the slot's
-  int ring_first;  // where the ring has the first row that a tap reads
-
-  __device__ Rows(const Args& a, const DeltaSequence& sequence) : s(sequence) {
-    kept = min(s.kept, a.decode_rows);
-    n = a.fold_only ? kept : kept + min(s.n_rows, a.decode_rows);
-    ring = a.ring + static_cast<int64_t>(s.slot) * a.ring_rows * a.ring_width;
-    ring_first = static_cast<unsigned>(position(1 - a.taps) + a.ring_rows) % a.ring_rows;
-  }
-  __device__ int position(int row) const { return s.start - kept + row; }
-  /// Without a division: the rows of a launch go round the ring once at most.
-  __device__ Bf16* Ring(const Args& a, int row) const {
-    int at = ring_first + row + a.taps - 1;
-    if (at >= a.ring_rows) at -= a.ring_rows;
-    return ring + at * a.ring_width;
-  }
-  /// A row's inputs.
-  __device__ const Bf16* Input(const Args& a, int row) const {
-    if (row < kept) return Ring(a, row);
-    return a.in + (s.first_row + static_cast<int64_t>(row - kept)) * a.in_width;
   }
 };
 
@@ -205,96 +177,6 @@ __device__ __forceinline__ void PrepareGates(const Args& a, const Rows& r, int h
   shared.decay[row] = expf(LogDecay(Float(alpha), a_log, dt_bias));
 }
 
-/// A lane's part of one row of the state a slice: pieces of four numbers, 32 apart.
-template <int kKeys, int kSlices>
-struct StateRows {
-  static constexpr int kN = kKeys / kLanes;
-  float s[kSlices][kN];
-
-  __device__ __forceinline__ void Zero() {
-#pragma unroll
-    for (auto& row : s) {
-#pragma unroll
-      for (float& x : row) x = 0;
-    }
-  }
-  /// `at`: the lane's first piece of the first slice.
-  __device__ __forceinline__ void Load(const float* at) {
-#pragma unroll
-    for (int r = 0; r < kSlices; ++r) {
-#pragma unroll
-      for (int j = 0; j < kN; j += 4) {
-        const float4 v =
-            __ldcg(reinterpret_cast<const float4*>(at + r * kSliceRows * kKeys + j * kLanes));
-        s[r][j] = v.x, s[r][j + 1] = v.y, s[r][j + 2] = v.z, s[r][j + 3] = v.w;
-      }
-    }
-  }
-  __device__ __forceinline__ void Store(float* at) const {
-#pragma unroll
-    for (int r = 0; r < kSlices; ++r) {
-#pragma unroll
-      for (int j = 0; j < kN; j += 4) {
-        __stcg(reinterpret_cast<float4*>(at + r * kSliceRows * kKeys + j * kLanes),
-               make_float4(s[r][j], s[r][j + 1], s[r][j + 2], s[r][j + 3]));
-      }
-    }
-  }
-  /// The dot products with x; every lane has them.
-  __device__ __forceinline__ void Dots(const float (&x)[kN], float (&out)[kSlices]) const {
-#pragma unroll
-    for (int r = 0; r < kSlices; ++r) {
-      float sum[4] = {};
-#pragma unroll
-      for (int j = 0; j < kN; ++j) sum[j % 4] = __fmaf_rn(s[r][j], x[j], sum[j % 4]);
-      out[r] = __fadd_rn(__fadd_rn(sum[0], sum[1]), __fadd_rn(sum[2], sum[3]));
-    }
-#pragma unroll
-    for (int mask = 1; mask < kLanes; mask *= 2) {
-#pragma unroll
-      for (int r = 0; r < kSlices; ++r) {
-        out[r] = __fadd_rn(out[r], __shfl_xor_sync(~0u, out[r], mask));
-      }
-    }
-  }
-  /// A lane's pieces of a vector in shared memory.
-  __device__ static __forceinline__ void Read(const float* from, float (&x)[kN]) {
-#pragma unroll
-    for (int j = 0; j < kN; j += 4) {
-      const float4 v =
-          *reinterpret_cast<const float4*>(from + j * kLanes + threadIdx.x % kLanes * 4);
-      x[j] = v.x, x[j + 1] = v.y, x[j + 2] = v.z, x[j + 3] = v.w;
-    }
-  }
-  /// S <- e^g S;  S <- S + beta (v - S k) k^T
-  __device__ __forceinline__ void Update(const Shared<kKeys, kSlices>& shared, int row) {
-    float k[kN], delta[kSlices];
-    Read(shared.k[row], k);
-    Dots(k, delta);
-    const float beta = shared.beta[row], decay = shared.decay[row];
-#pragma unroll
-    for (int r = 0; r < kSlices; ++r) {
-      const float v = shared.v[row][r * kSliceRows + threadIdx.x / kLanes];
-      delta[r] = __fmul_rn(beta, __fmaf_rn(-decay, delta[r], v));
-#pragma unroll
-      for (int j = 0; j < kN; ++j) {
-        s[r][j] = __fmaf_rn(decay, s[r][j], __fmul_rn(delta[r], k[j]));
-      }
-    }
-  }
-  /// o = S q
-  __device__ __forceinline__ void Output(Shared<kKeys, kSlices>& shared, int row, int to) const {
-    float q[kN], o[kSlices];
-    Read(shared.q[row], q);
-    Dots(q, o);
-    if (threadIdx.x % kLanes != 0) return;
-#pragma unroll
-    for (int r = 0; r < kSlices; ++r) {
-      shared.o[to][r * kSliceRows + threadIdx.x / kLanes] = o[r];
-    }
-  }
-};
-
 // The slices of a head in a cluster tell each other their squares by stores that count as arrivals
 // at the reader's barrier: a cluster's own barrier with release would wait for the stores of the
 // state.
@@ -407,7 +289,10 @@ __global__ void __launch_bounds__(kThreads, kSlices == 1 ? 3 : 2)
   LoadInputs(a, r, p, shared);
   float* const state =
       states + r.s.slot * slot_size + threadIdx.x / kLanes * kKeys + threadIdx.x % kLanes * 4;
-  StateRows<kKeys, kSlices> rows;
+  StateRows<kKeys, kSlices, kSliceRows> rows;
+  const auto update = [&](int i) {
+    rows.Update(shared.k[i], shared.v[i], shared.beta[i], shared.decay[i]);
+  };
   if (r.s.start == 0) {
     rows.Zero();
   } else {
@@ -422,13 +307,13 @@ __global__ void __launch_bounds__(kThreads, kSlices == 1 ? 3 : 2)
   __syncthreads();
 
 #pragma unroll 1
-  for (int i = 0; i < r.kept; ++i) rows.Update(shared, i);
+  for (int i = 0; i < r.kept; ++i) update(i);
   const bool tentative = r.s.tentative != 0 && !a.fold_only;
   if (tentative && (r.kept > 0 || r.s.start == 0)) rows.Store(state);
 #pragma unroll 1
   for (int i = r.kept; i < r.n; ++i) {
-    rows.Update(shared, i);
-    rows.Output(shared, i, i - r.kept);
+    update(i);
+    rows.Output(shared.q[i], shared.o[i - r.kept]);
   }
   if (!tentative) rows.Store(state);
   // Blocks of the next launch that wait here cost a cluster's row a third of its time; where there

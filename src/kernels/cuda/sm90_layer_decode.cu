@@ -1,4 +1,5 @@
-// sm90_layer_decode: from a mixer's output to the next mixer's input, one token, one persistent launch.
+// sm90_layer_decode: from a mixer's output to the next mixer's input, through a few layers whose mixer is
+// DeltaNet, one token, one persistent launch.
 //
 // One block a multiprocessor, all resident, 16 warps each. The steps are those of the kernels of their own
 // (sm90_linear_decode.cuh, route.cu, sm90_moe_decode*.cuh). A warp's ring of weights is one piece of memory
@@ -11,13 +12,15 @@
 //   experts as in sm90_moe_decode.cu; gate and up of a shared one while logits are awaited
 //   norm    as above
 //   in      y = W normed
+//   mix     DeltaNet, a head a block, and on to the next layer's out
 //
 // Blocks wait for numbers, not for each other: what passes between them (y, logits) is 0 until it has been
-// stored, and is loaded until it is not. As with h, launches use two sets of such memory in turn, and each
-// makes the other's zero again.
+// stored, and is loaded until it is not. As with h, every layer of a launch has memory of its own for them,
+// launches use two sets of it in turn, and each makes the other's zero again.
 
 #include "kernels/cuda/sm90_layer_decode.h"
 
+#include "kernels/cuda/sm90_layer_delta.cuh"
 #include "kernels/cuda/sm90_linear_decode.cuh"
 #include "kernels/cuda/sm90_moe_decode_gemm2.cuh"
 
@@ -33,6 +36,7 @@ constexpr int kRouterRows = 2;                // of a block
 constexpr int kRouterWarps = kWarps / kRouterRows, kRouterColumns = 8;
 static_assert(kColumns == 4 && kRouterWarps * 32 * kRouterColumns == kHidden);
 constexpr int kMaxTopK = 32;
+constexpr int kMaxIn = 16384, kMaxAttended = 8192;  // of a DeltaNet inside a launch
 static_assert(kRouteExperts <= kThreads);
 
 /// Of a linear with kBatch tiles a group at a time.
@@ -48,20 +52,29 @@ template <int kSteps2>
 using Config =
     decode::Config<kHidden / 64 / decode::kGroupWarps, 1, kSteps2, HopperFormat::kNvfp4, Experts>;
 
+struct LayerArgs {
+  linear::Args out, in;  // in.tiles 0: there is none
+  decode::Layer experts;
+  const __nv_bfloat16* router;
+  const float *mid_weight, *next_weight;
+  delta::Args delta;  // what comes before out, but in the first layer
+};
+
 struct Smem {
   Experts experts;  // whose ring is the linears', too, and whose x is what norms leave
-  uint64_t full[2][kWarps][Out::kSlots], shared_full[kWarps];
+  uint64_t full[kWarps][Out::kSlots], shared_full[kWarps];
   alignas(16) float residual[kHidden];
   alignas(16) float sum[kWarps];
   float token_scale[1];
   int set;  // of Workspace that is this launch's
   // top-k
   int group_max[2 * kMaxTopK];
-  int candidates;
-  uint64_t candidate[kRouteExperts];
+  int candidates;  // of them: Candidates()
   int32_t ids[kMaxTopK];
   float logits[kMaxTopK + 1], weights[kMaxTopK];
   float global[2][kMaxTopK];  // of the routes' experts: g2, a2
+  DeltaSequence sequence;
+  DeltaShared delta;
 };
 static_assert(sizeof(Smem) <= 232448, "the shared memory of a Hopper block");
 
@@ -72,73 +85,76 @@ size_t XBytes(const linear::Args& a) {
   return static_cast<size_t>(a.steps) * 128 + sizeof(float) * linear::ScaleBlocks(a.k);
 }
 
-/// Numbers that blocks wait for: 0 until they are stored, and then never 0.
+/// What blocks wait for in a layer (sm90_layer_awaited.cuh).
 struct Awaited {
   float y[2][kHidden];  // of out, of the experts: bf16
   float logits[kRouteExperts + 4];
+  float in[kMaxIn], attended[kMaxAttended];  // of DeltaNet: bf16
 };
-static_assert(sizeof(Awaited) % sizeof(uint4) == 0);
+/// Behind it lies h: [kSm90LayersAtOnce][routes][2][padded I].
 struct Workspace {
   uint32_t ended;  // blocks, modulo two launches, see decode::Arrive
-  alignas(256) Awaited set[2];
+  alignas(256) Awaited set[2][kSm90LayersAtOnce];
 };
 
 struct Args {
-  linear::Args out, in;  // in.tiles 0: there is none
-  decode::Args experts;
-  const __nv_bfloat16* router;
   float* residual;
   __nv_bfloat16* normed;
-  const float *mid_weight, *next_weight;
   float eps;
   int routed, top_k, shared;  // experts that are routed to and of a token; 0 or 1
   int group_bits, groups;     // of routed experts, see TakeTopK
   Workspace* work;
+  decode::Args experts;
+  int layers;
+  LayerArgs layer[kSm90LayersAtOnce];
+  linear::Division out[kSm90LayersAtOnce], in[kSm90LayersAtOnce];  // of linear
 };
-
-__device__ __forceinline__ void StoreAwaited(float* to, float v) {
-  StoreRelaxedFloat(to, v == 0 ? -0.0f : v);
-}
-__device__ __forceinline__ void StoreAwaitedBf16(float* to, float v) {
-  StoreAwaited(to, __bfloat162float(__float2bfloat16(v)));
-}
-__device__ __forceinline__ float Await(const float* at) {
-  float v;
-  do {
-    v = LoadRelaxedFloat(at);
-  } while (__float_as_uint(v) == 0);
-  return v;
-}
+static_assert(sizeof(Args) <= 32764, "the arguments of a kernel");
 
 template <class C>
-__device__ __forceinline__ linear::Shared<C> SharedOf(Smem& s, const linear::Args& a, int which) {
+__device__ __forceinline__ linear::Shared<C> SharedOf(Smem& s, const linear::Args& a) {
   auto* const memory = reinterpret_cast<uint8_t*>(s.experts.out);
   auto* const x = reinterpret_cast<uint4*>(memory + kPartialBytes<C>);
   return {reinterpret_cast<uint8_t(*)[C::kSlots][linear::kSlotBytes]>(s.experts.ring),
-          s.full[which],
+          s.full,
           s.token_scale,
           reinterpret_cast<float(*)[kWarps][1][128]>(memory),
           x,
           reinterpret_cast<float*>(x + a.steps * 8)};
 }
 
-/// Which set is this launch's.
+/// Which set is this launch's: the same for all blocks, see decode::Arrive.
 __device__ __forceinline__ void StoreSet(const Args& a, Smem& s) {
-  if (threadIdx.x == kThreads - 33) s.set = __ldcg(&a.work->ended) >= gridDim.x;
+  if (threadIdx.x == kThreads - 33) {
+    const bool odd = __ldcg(&a.work->ended) >= gridDim.x;
+    s.set = odd, s.experts.odd_launch = odd;
+    s.experts.old_routes = kSm90LayersAtOnce * a.experts.routes;
+  }
 }
 __device__ __forceinline__ void Leave(const Args& a) {
-  if (threadIdx.x == kThreads - 33) atomicInc(&a.work->ended, 2 * gridDim.x - 1);
-  decode::Leave(a.experts);
+  if (threadIdx.x == 0) atomicInc(&a.work->ended, 2 * gridDim.x - 1);
 }
 
-/// The numbers that the launch before waited for become zero.
-__device__ __forceinline__ void ZeroOld(Awaited& old) {
-  auto* const to = reinterpret_cast<uint4*>(&old);
-  constexpr int kAll = sizeof(Awaited) / sizeof(uint4);
+/// What the launch before waited for becomes zero.
+__device__ __forceinline__ void ZeroOld(const Args& a, const Smem& s) {
+  auto* const to = reinterpret_cast<uint4*>(a.work->set[s.set ^ 1]);
+  constexpr int kAll = sizeof(a.work->set[0]) / sizeof(uint4);
   for (int i = blockIdx.x * kThreads + threadIdx.x; i < kAll; i += gridDim.x * kThreads) {
     to[i] = make_uint4(0, 0, 0, 0);
   }
+  decode::ZeroOldHidden(a.experts, s.experts);  // h of all layers
 }
+
+/// Eight k's of what the mixer has put out: of a DeltaNet in this launch, or from memory.
+struct MixerOutput {
+  const LayerArgs& a;
+  const Awaited* awaited;
+  __device__ __forceinline__ uint4 operator()(int token, int eight) const {
+    if (awaited == nullptr) return linear::GlobalInput{a.out}(token, eight);
+    if (eight * 8 >= a.out.k) return make_uint4(0, 0, 0, 0);
+    return AwaitMixed(a.delta, awaited->in, awaited->attended, eight);
+  }
+};
 
 // --- norms ---
 
@@ -148,12 +164,8 @@ __device__ __forceinline__ float4 LoadColumns(const float* row) {
 
 /// r + y, once that is there.
 __device__ __forceinline__ float4 AddAwaited(const float4& r, const float* y) {
-  uint4 v;
-  do {
-    v = LoadRelaxed(y + threadIdx.x * kColumns);
-  } while (v.x == 0 || v.y == 0 || v.z == 0 || v.w == 0);
-  return make_float4(r.x + __uint_as_float(v.x), r.y + __uint_as_float(v.y),
-                     r.z + __uint_as_float(v.z), r.w + __uint_as_float(v.w));
+  const float4 v = Await4(y + threadIdx.x * kColumns);
+  return make_float4(r.x + v.x, r.y + v.y, r.z + v.z, r.w + v.w);
 }
 
 /// The norm of r into shared memory. Ends with a barrier. Returns this thread's columns of it.
@@ -179,15 +191,16 @@ __device__ __forceinline__ uint2 Norm(const Args& a, Smem& s, const float4& r,
 // --- the router ---
 
 /// This thread's share of two rows of the router, from `first` on.
-__device__ __forceinline__ uint4 LoadRouter(const Args& a, int first) {
+__device__ __forceinline__ uint4 LoadRouter(const Args& a, const __nv_bfloat16* router, int first) {
   const int row = first + threadIdx.x / (kThreads / kRouterRows);
   if (row >= a.routed + a.shared) return make_uint4(0, 0, 0, 0);
-  return __ldg(reinterpret_cast<const uint4*>(a.router + static_cast<int64_t>(row) * kHidden) +
+  return __ldg(reinterpret_cast<const uint4*>(router + static_cast<int64_t>(row) * kHidden) +
                threadIdx.x % (kThreads / kRouterRows));
 }
 
 /// The logits of a block's rows, the first two of which are in `router`.
-__device__ __forceinline__ void StoreLogits(const Args& a, Smem& s, uint4 router, float* logits) {
+__device__ __forceinline__ void StoreLogits(const Args& a, Smem& s, const __nv_bfloat16* weight,
+                                            uint4 router, float* logits) {
   const int rows = a.routed + a.shared;
   const uint4 x =
       reinterpret_cast<const uint4*>(s.experts.x)[threadIdx.x % (kThreads / kRouterRows)];
@@ -204,9 +217,15 @@ __device__ __forceinline__ void StoreLogits(const Args& a, Smem& s, uint4 router
     }
     first += gridDim.x * kRouterRows;
     if (first >= rows) return;
-    router = LoadRouter(a, first);
+    router = LoadRouter(a, weight, first);
     __syncthreads();
   }
+}
+
+/// Where the experts later have what they quantize.
+__device__ __forceinline__ uint64_t* Candidates(Smem& s) {
+  static_assert(sizeof(Experts::quantized) >= sizeof(uint64_t) * kRouteExperts);
+  return reinterpret_cast<uint64_t*>(s.experts.quantized);
 }
 
 /// The experts of the token by falling logit, equal ones by lower index, and their logits; a logit a
@@ -231,14 +250,14 @@ __device__ __forceinline__ void TakeTopK(const Args& a, Smem& s, const float* lo
   least = __reduce_min_sync(~0u, least);
   const uint32_t mine = static_cast<uint32_t>(key) ^ 0x80000000u;
   const uint64_t candidate = static_cast<uint64_t>(mine) << 32 | (0xFFFFu - expert);
-  if (is && key >= least) s.candidate[atomicAdd(&s.candidates, 1)] = candidate;
+  if (is && key >= least) Candidates(s)[atomicAdd(&s.candidates, 1)] = candidate;
   __syncthreads();
   const int n = s.candidates;
   for (int i = threadIdx.x; i < n; i += kThreads) {
-    const uint64_t me = s.candidate[i];
+    const uint64_t me = Candidates(s)[i];
     int rank = 0;
 #pragma unroll 4
-    for (int j = 0; j < n; ++j) rank += s.candidate[j] > me;
+    for (int j = 0; j < n; ++j) rank += Candidates(s)[j] > me;
     if (rank >= a.top_k) continue;
     const uint32_t ordered = static_cast<uint32_t>(me >> 32) ^ 0x80000000u;
     s.ids[rank] = static_cast<int32_t>(0xFFFFu - (me & 0xFFFFu));
@@ -247,6 +266,7 @@ __device__ __forceinline__ void TakeTopK(const Args& a, Smem& s, const float* lo
   }
   if (a.shared && threadIdx.x == 0) s.ids[a.top_k] = a.routed;
   __syncthreads();
+  if (threadIdx.x == 0) s.candidates = 0;  // for the next layer
 }
 
 /// softmax over the experts that were taken, the sigmoid of a shared one. By a warp.
@@ -278,7 +298,7 @@ __device__ __forceinline__ void ListRouted(const Args& a, Smem& whole, const dec
     whole.experts.item[at] = decode::PackItem(whole.ids[p.lane], 1, at);
     whole.experts.route[at] = static_cast<uint16_t>(p.lane);
   }
-  if (threadIdx.x == 0) whole.experts.valid[0] = (2u << (a.experts.routes - 1)) - 1;
+  if (threadIdx.x == 0) whole.experts.valid[0] = (2u << (a.top_k + a.shared - 1)) - 1;
   __syncwarp();
 }
 
@@ -299,38 +319,38 @@ __device__ __forceinline__ void ShiftItems(decode::Work& w) {
 
 /// Into the second slot of the ring: out may be in the first.
 template <class C>
-__device__ __forceinline__ void AskForShared(const Args& a, Smem& s, const decode::Place& p,
-                                             int task) {
+__device__ __forceinline__ void AskForShared(const decode::Args& e, const uint8_t* w13, Smem& s,
+                                             const decode::Place& p, int shared, int task) {
   static_assert(C::kXSteps == C::kUnitSteps1);
   if (p.lane != 0) return;
   const uint32_t full = SharedAddress(&s.shared_full[p.warp]);
   constexpr uint32_t kBytes = C::kXSteps * decode::kTaskTiles * C::kTileBytes;
-  const decode::Args& e = a.experts;
-  const int64_t tile = static_cast<int64_t>(a.routed) * e.tiles13 +
+  const int64_t tile = static_cast<int64_t>(shared) * e.tiles13 +
                        (task * e.steps1 + p.k_part * C::kXSteps) * decode::kTaskTiles;
   BarrierArriveExpect(full, kBytes);
-  BulkCopyEvictFirst(SharedAddress(s.experts.ring[p.warp][1]), e.w13 + tile * C::kTileBytes, kBytes,
+  BulkCopyEvictFirst(SharedAddress(s.experts.ring[p.warp][1]), w13 + tile * C::kTileBytes, kBytes,
                      full);
 }
 
-/// The group's first task of decode::Gemm1 but for FinishTask.
+/// The group's first task of decode::Gemm1 but for FinishTask; `i`: see there.
 template <class C, class N>
 __device__ __forceinline__ void MultiplyShared(const decode::Args& a, Smem& whole,
-                                               const decode::Place& p, const decode::Work& w) {
+                                               const decode::Place& p, const decode::Work& w, int i,
+                                               uint32_t parity) {
   Experts& s = whole.experts;
+  const int buffer = i % Experts::kPartialBuffers;
   if (p.k_part == 0) decode::ItemScales<N>::Ask(a, s, p, w, 0);
-  const __nv_bfloat16* const row = s.x + w.step1 * 64 + 16 * p.t;
-  Gscale gscale{1, 1};
+  const __nv_bfloat16* row = s.x + w.step1 * 64;
   if constexpr (N::kFp4) {
-    gscale = GscaleOf(__ldg(a.a1 + decode::UnpackItem(s.item[w.first_listed]).expert * a.a1_step));
+    row = decode::QuantizeForItem<C>(a, s, p, w, decode::UnpackItem(s.item[w.first_listed]));
   }
-  BarrierWait(SharedAddress(&whole.shared_full[p.warp]), 0);
+  row += 16 * p.t;
+  BarrierWait(SharedAddress(&whole.shared_full[p.warp]), parity);
   float sum[decode::kTaskTiles][4] = {};
 #pragma unroll 1  // short code, as it runs once and cold
   for (int k = 0; k < C::kXSteps; ++k) {
     uint32_t x[8];
-    decode::LoadX<C>(x, row + 64 * k);
-    if constexpr (N::kFp4) QuantizeBlock(x, gscale);
+    decode::LoadSharedX(x, row + 64 * k);
 #pragma unroll
     for (int r = 0; r < decode::kTaskTiles; ++r) {
       decode::MultiplyTile<C::kFormat>(
@@ -339,134 +359,179 @@ __device__ __forceinline__ void MultiplyShared(const decode::Args& a, Smem& whol
   }
 #pragma unroll
   for (int r = 0; r < decode::kTaskTiles; ++r) {
-    s.partial[p.group][0][p.k_part][r][p.lane] =
+    s.partial[p.group][buffer][p.k_part][r][p.lane] =
         make_float4(sum[r][0], sum[r][1], sum[r][2], sum[r][3]);
   }
-  BarrierArrive(SharedAddress(&s.partial_full[p.group][0]));
+  BarrierArrive(SharedAddress(&s.partial_full[p.group][buffer]));
   __syncwarp();  // the slot is free
 }
 
-/// A first look at each line of the arguments takes long: the warps take them at once.
-__device__ __forceinline__ void TouchArguments(const Args& a) {
-  constexpr int kLine = 64 / sizeof(uint32_t), kLines = sizeof(Args) / 64;
-  const auto* const words = reinterpret_cast<const uint32_t*>(&a);
-#pragma unroll
-  for (int i = 0; i < kLines; i += kWarps) {
-    const uint32_t word = words[min(i + static_cast<int>(threadIdx.x) / 32, kLines - 1) * kLine];
-    asm volatile("" ::"r"(word));
-  }
+/// decode::SumBlock of a row block of this one's, between barriers.
+template <class C, class N>
+__device__ __forceinline__ void SumBlock(const Args& args, Smem& s, const decode::Work& w, int l,
+                                         int i) {
+  float* const y = args.work->set[s.set][l].y[1];
+  __syncthreads();
+  decode::SumBlock<C, N>(args.experts, s.experts, w, blockIdx.x + i * gridDim.x,
+                         [&](int, int row, float v) { StoreAwaitedBf16(y + row, v); });
+  __syncthreads();
 }
 
-template <class C, class N>
-__global__ void __launch_bounds__(kThreads, 1) LayerDecode(const __grid_constant__ Args a) {
+/// kOne: a single layer, whose arguments then lie where the compiler knows.
+template <class C, class N, bool kOne>
+__global__ void __launch_bounds__(kThreads, 1) LayerDecode(const __grid_constant__ Args args) {
   extern __shared__ __align__(128) uint8_t raw[];
   Smem& s = *reinterpret_cast<Smem*>(raw);
+  const decode::Args& e = args.experts;
+  const int layers = kOne ? 1 : args.layers;
   const decode::Place p;
-  TouchArguments(a);
-  const linear::Shared<In> in_shared = SharedOf<In>(s, a.in, 1);
-  const int shared_task = SharedTask(a, p);
-  bool early;  // half of the ring is not out's
-  {
-    const linear::Shared<Out> m = SharedOf<Out>(s, a.out, 0);
-    const linear::Place<Out> out_place(a.out);
-    linear::InitStream(m, out_place);
-    linear::InitStream(in_shared, linear::Place<In>(a.in));
-    if (p.lane == 0) BarrierInit(SharedAddress(&s.shared_full[p.warp]), 1);
-    decode::InitBarriers(s.experts, p);  // ends with the fence
-    if (threadIdx.x == 0) s.candidates = 0;
-    __syncwarp();
-    linear::WeightStream<Out> stream(a.out, out_place, m);
-    early = stream.Fill() <= Out::kSlots / 2;
-    if (early && shared_task >= 0) AskForShared<C>(a, s, p, shared_task);
-    LetNextKernelStart();
-    WaitForPreviousKernel();
-    decode::StoreArrival(a.experts, s.experts, decode::Arrive(a.experts));
-    StoreSet(a, s);
-    linear::MultiplyTiles(
-        a.out, m, out_place, stream, linear::GlobalInput{a.out},
-        [&](int, int column, float v) { StoreAwaitedBf16(a.work->set[s.set].y[0] + column, v); });
-  }
-  __syncwarp();
-  if (!early && shared_task >= 0) AskForShared<C>(a, s, p, shared_task);
-  const uint4 router = LoadRouter(a, blockIdx.x * kRouterRows);
-  const float4 mid = LoadColumns(a.mid_weight);
-  float4 r = __ldcg(reinterpret_cast<const float4*>(a.residual) + threadIdx.x);
-  __syncthreads();  // for s.set, and out's partial sums
-  Awaited& awaited = a.work->set[s.set];
-  r = AddAwaited(r, awaited.y[0]);
-  reinterpret_cast<float4*>(s.residual)[threadIdx.x] = r;
-  Norm(a, s, r, mid);
-  StoreLogits(a, s, router, awaited.logits);
-  ZeroOld(a.work->set[s.set ^ 1]);
-  decode::ZeroOldHidden(a.experts, s.experts);
-  decode::Work w = decode::Divide<C>(a.experts, p, a.experts.routes, kMaxTopK * p.warp, a.shared);
-  ShiftItems(w);
-  if (a.shared) ListShared(a, s, p);
-  TakeTopK(a, s, awaited.logits);
-  ListRouted(a, s, p);
-  const int before = shared_task >= 0;  // tasks of this group
-  decode::WeightStream<C> stream(a.experts, s.experts, p, w);
-  stream.Fill(false, shared_task >= 0 ? 1 : decode::kSlots);
-  const int route = threadIdx.x;
-  if (route < a.experts.routes) {
-    decode::CopyWord(&s.global[0][route], a.experts.g2 + s.ids[route]);
-    if constexpr (N::kFp4) decode::CopyWord(&s.global[1][route], a.experts.a2 + s.ids[route]);
-  }
-  if (p.warp == 0) StoreWeights(a, s);
-  if (shared_task >= 0) {
-    MultiplyShared<C, N>(a.experts, s, p, w);
-    stream.Fill(false);
-    if (p.k_part == 0) decode::FinishTask<N>(a.experts, s.experts, p, w, 0, 0, shared_task);
-  }
-  decode::Gemm1<C, N>(a.experts, s.experts, p, w, stream, before);
-  stream.Fill(true);
-  if (route < a.experts.routes) {
-    asm volatile("cp.async.wait_all;" ::: "memory");
-    float factor = s.weights[route] * (s.global[0][route] * kHopperWeightScale);
-    if constexpr (N::kFp4) factor *= Reciprocal(s.global[1][route]);
-    s.experts.factor[route] = factor;
-  }
-  BarrierArrive(SharedAddress(&s.experts.gemm1_left));
-  const linear::Place<In> in_place(a.in);
-  linear::WeightStream<In> in_stream(a.in, in_place, in_shared);
-  for (int i = 0; i < w.blocks2; ++i) {
-    decode::Gemm2Block<C>(a.experts, s.experts, p, w, stream);
-    if (i + 1 == w.blocks2) {
-      __syncwarp();
-      in_stream.Fill();
+  const int shared_task = SharedTask(args, p);
+  uint32_t linear_phases = 0, expert_phases = 0;
+  int counted = 0;  // tasks of this group
+  if (p.lane < Out::kSlots) BarrierInit(SharedAddress(&s.full[p.warp][p.lane]), 1);
+  if (p.lane == 0) BarrierInit(SharedAddress(&s.shared_full[p.warp]), 1);
+  decode::InitBarriers(s.experts, p);  // ends with the fence
+  if (threadIdx.x == 0) s.candidates = 0;
+  __syncthreads();
+#pragma unroll 1
+  for (int l = 0; l < layers; ++l) {
+    bool early;  // half of the ring is not out's
+    {
+      const LayerArgs& a = args.layer[l];
+      const linear::Shared<Out> m = SharedOf<Out>(s, a.out);
+      const linear::Place<Out> place(a.out, args.out[l].first + blockIdx.x);
+      linear::WeightStream<Out> stream(a.out, place, m, linear_phases);
+      early = stream.Fill() <= Out::kSlots / 2;
+      if (early && shared_task >= 0) {
+        AskForShared<C>(e, a.experts.w13, s, p, args.routed, shared_task);
+      }
+      if (threadIdx.x == kThreads - 1) s.experts.layer = a.experts;
+      Awaited* awaited = nullptr;
+      if (l == 0) {
+        LetNextKernelStart();
+        WaitForPreviousKernel();
+        StoreSet(args, s);
+        if (layers > 1 && threadIdx.x == 0) {
+          s.sequence = delta::LoadSequence(args.layer[1].delta, 0);
+        }
+      } else {
+        awaited = &args.work->set[s.set][l];
+        if (blockIdx.x < kDeltaParts * a.delta.v_heads) {
+          MixDelta(a.delta, s.sequence, s.delta, awaited->in, awaited->attended);
+        }
+        __syncthreads();  // for the memory of in's partial sums
+      }
+      linear::MultiplyTiles(a.out, m, place, stream, MixerOutput{a, awaited},
+                            [&](int, int column, float v) {
+                              StoreAwaitedBf16(args.work->set[s.set][l].y[0] + column, v);
+                            });
+      linear_phases = stream.phases();
     }
-    __syncthreads();
-    decode::SumBlock<C, N>(a.experts, s.experts, w, blockIdx.x + i * gridDim.x,
-                           [&](int, int row, float v) { StoreAwaitedBf16(awaited.y[1] + row, v); });
-    if (i + 1 < w.blocks2) __syncthreads();
-  }
-  if (w.blocks2 == 0) {
     __syncwarp();
-    in_stream.Fill();
+    decode::Work w = decode::Divide<C>(e, p, e.routes, kMaxTopK * p.warp, args.shared);
+    w.turn = l & 1;
+    ShiftItems(w);
+    if (args.shared) ListShared(args, s, p);
+    {
+      const LayerArgs& a = args.layer[l];
+      if (!early && shared_task >= 0) {
+        AskForShared<C>(e, a.experts.w13, s, p, args.routed, shared_task);
+      }
+      const uint4 router = LoadRouter(args, a.router, blockIdx.x * kRouterRows);
+      const float4 mid = LoadColumns(a.mid_weight);
+      float4* const residual = reinterpret_cast<float4*>(s.residual) + threadIdx.x;
+      float4 r =
+          l == 0 ? __ldcg(reinterpret_cast<const float4*>(args.residual) + threadIdx.x) : *residual;
+      __syncthreads();  // for s.set, s.experts.layer and out's partial sums
+      Awaited& awaited = args.work->set[s.set][l];
+      r = AddAwaited(r, awaited.y[0]);
+      *residual = r;
+      Norm(args, s, r, mid);
+      StoreLogits(args, s, a.router, router, awaited.logits);
+    }
+    if (l == 0) ZeroOld(args, s);
+    TakeTopK(args, s, args.work->set[s.set][l].logits);
+    ListRouted(args, s, p);
+    {
+      decode::WeightStream<C> stream(e, s.experts, p, w, expert_phases);
+      stream.Fill(false, shared_task >= 0 ? 1 : decode::kSlots);
+      const int route = threadIdx.x;
+      if (route < e.routes) {
+        decode::CopyWord(&s.global[0][route], s.experts.layer.g2 + s.ids[route]);
+        if constexpr (N::kFp4) {
+          decode::CopyWord(&s.global[1][route], s.experts.layer.a2 + s.ids[route]);
+        }
+      }
+      if (p.warp == 0) StoreWeights(args, s);
+      if (shared_task >= 0) {
+        MultiplyShared<C, N>(e, s, p, w, counted, l & 1);
+        stream.Fill(false);
+        if (p.k_part == 0) {
+          decode::FinishTask<N>(e, s.experts, p, w, counted, 0, shared_task);
+        }
+        ++counted;
+      }
+      decode::Gemm1<C, N>(e, s.experts, p, w, stream, counted);
+      counted += w.tasks1;
+      stream.Fill(true);
+      asm volatile("cp.async.wait_all;" ::: "memory");  // also for scales that nobody has used
+      if (route < e.routes) {
+        float factor = s.weights[route] * (s.global[0][route] * kHopperWeightScale);
+        if constexpr (N::kFp4) factor *= Reciprocal(s.global[1][route]);
+        s.experts.factor[route] = factor;
+      }
+      BarrierArrive(SharedAddress(&s.experts.gemm1_left));
+      for (int i = 0; i < w.blocks2; ++i) {
+        if (i > 0) SumBlock<C, N>(args, s, w, l, i - 1);
+        decode::Gemm2Block<C>(e, s.experts, p, w, stream);
+      }
+      expert_phases = stream.phases();
+    }
+    __syncwarp();
+    {
+      const LayerArgs& a = args.layer[l];
+      const linear::Place<In> place(a.in, args.in[l].first + blockIdx.x);
+      const linear::Shared<In> m = SharedOf<In>(s, a.in);
+      linear::WeightStream<In> stream(a.in, place, m, linear_phases);
+      stream.Fill();
+      if (w.blocks2 > 0) SumBlock<C, N>(args, s, w, l, w.blocks2 - 1);
+      const bool last = l + 1 == layers;
+      const float4 next = LoadColumns(a.next_weight);
+      float4* const residual = reinterpret_cast<float4*>(s.residual) + threadIdx.x;
+      const float4 r = AddAwaited(*residual, args.work->set[s.set][l].y[1]);
+      *residual = r;
+      const uint2 normed = Norm(args, s, r, next);
+      if (last) {
+        if (blockIdx.x == 0) {
+          reinterpret_cast<float4*>(args.residual)[threadIdx.x] = r;
+          reinterpret_cast<uint2*>(args.normed)[threadIdx.x] = normed;
+        }
+        Leave(args);
+        if (a.in.tiles == 0) return;
+      }
+      linear::MultiplyTiles(
+          a.in, m, place, stream,
+          [&](int, int eight) {
+            return eight < kHidden / 8 ? reinterpret_cast<const uint4*>(s.experts.x)[eight]
+                                       : make_uint4(0, 0, 0, 0);
+          },
+          [&](int token, int column, float v) {
+            if (last) {
+              linear::GlobalOutput{a.in}(token, column, v);
+            } else {
+              StoreAwaitedBf16(args.work->set[s.set][l + 1].in + column, v);
+            }
+          });
+      linear_phases = stream.phases();
+    }
   }
-  const float4 next = LoadColumns(a.next_weight);
-  r = AddAwaited(reinterpret_cast<const float4*>(s.residual)[threadIdx.x], awaited.y[1]);
-  const uint2 normed = Norm(a, s, r, next);
-  if (blockIdx.x == 0) {
-    reinterpret_cast<float4*>(a.residual)[threadIdx.x] = r;
-    reinterpret_cast<uint2*>(a.normed)[threadIdx.x] = normed;
-  }
-  Leave(a);
-  if (a.in.tiles == 0) return;
-  linear::MultiplyTiles(
-      a.in, in_shared, in_place, in_stream,
-      [&](int, int eight) {
-        return eight < kHidden / 8 ? reinterpret_cast<const uint4*>(s.experts.x)[eight]
-                                   : make_uint4(0, 0, 0, 0);
-      },
-      linear::GlobalOutput{a.in});
 }
 
 // --- launch ---
 
-template <class C, class N>
+template <class C, class N, bool kOne>
 Result<void> Launch(const Args& args, int blocks, cudaStream_t stream) {
-  NIBBLE_CUDA_TRY(cudaFuncSetAttribute(LayerDecode<C, N>,
+  NIBBLE_CUDA_TRY(cudaFuncSetAttribute(LayerDecode<C, N, kOne>,
                                        cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Smem)));
   cudaLaunchAttribute attributes[2]{};
   attributes[0].id = cudaLaunchAttributeCooperative;
@@ -480,15 +545,20 @@ Result<void> Launch(const Args& args, int blocks, cudaStream_t stream) {
   config.stream = stream;
   config.attrs = attributes;
   config.numAttrs = 2;
-  NIBBLE_CUDA_TRY(cudaLaunchKernelEx(&config, LayerDecode<C, N>, args));
+  NIBBLE_CUDA_TRY(cudaLaunchKernelEx(&config, LayerDecode<C, N, kOne>, args));
   return {};
 }
 
-template <bool kFp4>
+template <class C, bool kFp4>
 Result<void> LaunchFor(const Args& args, int blocks, cudaStream_t stream) {
   using N = decode::Numerics<Activate::kSilu, kFp4>;
-  return args.experts.steps2 % 6 == 0 ? Launch<Config<6>, N>(args, blocks, stream)
-                                      : Launch<Config<4>, N>(args, blocks, stream);
+  return args.layers == 1 ? Launch<C, N, true>(args, blocks, stream)
+                          : Launch<C, N, false>(args, blocks, stream);
+}
+template <class C>
+Result<void> LaunchFor(Sm90Precision precision, const Args& args, int blocks, cudaStream_t stream) {
+  return precision == Sm90Precision::kBf16 ? LaunchFor<C, false>(args, blocks, stream)
+                                           : LaunchFor<C, true>(args, blocks, stream);
 }
 
 template <class C>
@@ -507,16 +577,20 @@ int GroupBits(int experts, int top_k) {
 }  // namespace
 }  // namespace layer
 
-size_t Sm90LayerWorkspace() { return sizeof(layer::Workspace); }
+size_t Sm90LayerWorkspace(const Sm90MoeShape& shape) {
+  return RoundUpTo(sizeof(layer::Workspace), 256) + sizeof(Bf16) * kSm90LayersAtOnce * 2 *
+                                                        static_cast<size_t>(shape.top_k) *
+                                                        RoundUpTo(shape.intermediate, 64);
+}
 
 bool Sm90LayerFits(const Sm90LayerParams& p) {
-  const Sm90MoeShape& s = p.experts.shape;
   const Result<int> multiprocessors = MultiprocessorCount();
-  if (!multiprocessors || p.experts.tokens != 1 || s.hidden != layer::kHidden ||
-      s.weights != HopperFormat::kNvfp4 || ActivateOf(p.experts) != Activate::kSilu ||
-      s.precision == Sm90Precision::kFp4Shard || !decode::KeepsX(s)) {
+  if (!multiprocessors || p.experts.tokens != 1 || p.experts.shape.hidden != layer::kHidden ||
+      p.experts.shape.weights != HopperFormat::kNvfp4 || ActivateOf(p.experts) != Activate::kSilu ||
+      p.experts.shape.precision == Sm90Precision::kFp4Shard || !decode::KeepsX(p.experts.shape)) {
     return false;
   }
+  const Sm90MoeShape& s = p.experts.shape;
   const RouteParams& r = p.route;
   if (r.hidden != s.hidden || r.routes() != s.top_k || r.routes() > layer::kMaxTopK ||
       r.experts > kRouteExperts || !r.renormalize ||
@@ -528,56 +602,99 @@ bool Sm90LayerFits(const Sm90LayerParams& p) {
   return !p.has_in || (p.in.k == s.hidden && layer::LinearFits<layer::In>(p.in));
 }
 
-Result<void> LaunchSm90LayerDecode(const Sm90LayerParams& params, cudaStream_t stream) {
-  Sm90LayerParams p = params;
-  // What the launch does not use must not be refused.
-  p.experts.x = p.in.x = p.normed;
-  p.experts.y = p.out.y;
-  p.experts.ids = reinterpret_cast<const int32_t*>(p.workspace);
-  p.experts.weights = reinterpret_cast<const float*>(p.workspace);
-  NIBBLE_CHECK_OK(CheckSm90Moe(p.experts, 1));
-  NIBBLE_CHECK_OK(CheckSm90Linear(p.out, 1));
-  if (p.has_in) NIBBLE_CHECK_OK(CheckSm90Linear(p.in, 1));
+bool Sm90LayerFollows(const Sm90LayerParams& p, const Sm90LayerParams& before) {
+  if (!p.delta || !before.has_in) return false;
+  const DeltaParams& d = *p.delta;
+  const kernels::DeltaShape& s = d.shape;
+  const Result<int> multiprocessors = MultiprocessorCount();
+  int64_t width = 0;
+  for (int i = 0; i < before.in.shards; ++i) width += before.in.shard[i].n;
+  return multiprocessors && d.in == before.in.y && before.in.y != nullptr && d.out == p.out.x &&
+         (!before.delta || d.sequences == before.delta->sequences) && d.n_sequences == 1 &&
+         d.rows == 1 && s.k_dim == layer::kHeadDim && s.v_dim == layer::kHeadDim &&
+         layer::kDeltaParts * s.v_heads <= *multiprocessors && width == s.in_width() &&
+         width <= layer::kMaxIn && s.out_width() == p.out.k && p.out.k <= layer::kMaxAttended &&
+         p.experts.shape == before.experts.shape && p.residual == before.residual &&
+         p.normed == before.normed && p.eps == before.eps &&
+         p.route.experts == before.route.experts && p.route.shared == before.route.shared;
+}
+
+Result<void> LaunchSm90LayerDecode(std::span<const Sm90LayerParams> layers, std::byte* workspace,
+                                   cudaStream_t stream) {
+  const auto refuse = [](const char* what) {
+    return Error{ErrorCode::kInvalidArgument, what, {}, {}};
+  };
+  if (layers.empty() || layers.size() > kSm90LayersAtOnce || !IsAligned(workspace, 256)) {
+    return refuse("layers in one launch: 1 .. 4 of them, and a workspace at 256 bytes, are taken");
+  }
   NIBBLE_TRY(const int multiprocessors, MultiprocessorCount());
   const int blocks = std::min(multiprocessors, linear::kMaxBlocks);
-  if (!Sm90LayerFits(p) || !IsAligned(p.residual, 16) || !IsAligned(p.normed, 16) ||
-      !IsAligned(p.mid_weight, 16) || !IsAligned(p.next_weight, 16) ||
-      !IsAligned(p.route.weight, 16) || !IsAligned(p.workspace, 256)) {
-    return Error{
-        ErrorCode::kInvalidArgument,
-        "a layer in one launch: shapes that it does not take, or pointers that are null or "
-        "not aligned",
-        {},
-        {}};
+  layer::Args args{};
+  args.work = reinterpret_cast<layer::Workspace*>(workspace);
+  args.layers = static_cast<int>(layers.size());
+  for (size_t i = 0; i < layers.size(); ++i) {
+    Sm90LayerParams p = layers[i];
+    // What the launch does not use must not be refused.
+    p.experts.x = p.in.x = p.normed;
+    p.experts.y = p.out.y;
+    p.experts.ids = reinterpret_cast<const int32_t*>(workspace);
+    p.experts.weights = reinterpret_cast<const float*>(workspace);
+    p.experts.workspace = workspace;
+    NIBBLE_CHECK_OK(CheckSm90Moe(p.experts, 1));
+    NIBBLE_CHECK_OK(CheckSm90Linear(p.out, 1));
+    if (p.has_in) NIBBLE_CHECK_OK(CheckSm90Linear(p.in, 1));
+    if (!Sm90LayerFits(p) || !IsAligned(p.residual, 16) || !IsAligned(p.normed, 16) ||
+        !IsAligned(p.mid_weight, 16) || !IsAligned(p.next_weight, 16) ||
+        !IsAligned(p.route.weight, 16)) {
+      return refuse(
+          "a layer in one launch: shapes that it does not take, or pointers that are null or "
+          "not aligned");
+    }
+    layer::LayerArgs& a = args.layer[i];
+    if (i > 0) {
+      if (!Sm90LayerFollows(p, layers[i - 1])) {
+        return refuse("layers in one launch: one does not follow the one before by DeltaNet");
+      }
+      NIBBLE_TRY(a.delta, delta::CheckedArgs(*p.delta));
+    }
+    a.out = linear::MakeArgs(p.out);
+    args.out[i] = linear::Divide(p.out, blocks, &a.out);
+    if (p.has_in) {
+      a.in = linear::MakeArgs(p.in);
+      args.in[i] = linear::Divide(p.in, blocks, &a.in);
+    } else {
+      a.in.granule = a.in.group_warps = 1;
+    }
+    const decode::Args experts = decode::MakeArgs(p.experts);
+    a.experts = experts.layer;
+    a.experts.h =
+        reinterpret_cast<__nv_bfloat16*>(workspace + RoundUpTo(sizeof(layer::Workspace), 256)) +
+        i * 2 * static_cast<size_t>(experts.routes) * experts.padded_intermediate;
+    if (i == 0) {
+      args.experts = experts;
+      args.experts.layer = a.experts;
+    }
+    a.router = reinterpret_cast<const __nv_bfloat16*>(p.route.weight);
+    a.mid_weight = p.mid_weight;
+    a.next_weight = p.next_weight;
   }
-  layer::Args a{};
-  a.out = linear::MakeArgs(p.out);
-  linear::Divide(p.out, blocks, &a.out);
-  if (p.has_in) {
-    a.in = linear::MakeArgs(p.in);
-    linear::Divide(p.in, blocks, &a.in);
-  } else {
-    a.in.granule = a.in.group_warps = 1;
-  }
-  a.experts = decode::MakeArgs(p.experts);
-  a.experts.by_grid = Divisor(blocks);
-  a.experts.by_weight =
-      1.0f / static_cast<float>(2 * blocks + std::max(blocks - a.experts.row_blocks, 0));
-  a.router = reinterpret_cast<const __nv_bfloat16*>(p.route.weight);
-  a.residual = p.residual;
-  a.normed = reinterpret_cast<__nv_bfloat16*>(p.normed);
-  a.mid_weight = p.mid_weight;
-  a.next_weight = p.next_weight;
-  a.eps = p.eps;
-  a.routed = p.route.experts;
-  a.top_k = p.route.top_k;
-  a.shared = p.route.shared;
-  a.group_bits = layer::GroupBits(a.routed, a.top_k);
-  a.groups = a.routed >> a.group_bits;
-  a.work = reinterpret_cast<layer::Workspace*>(p.workspace);
-  return p.experts.shape.precision == Sm90Precision::kBf16
-             ? layer::LaunchFor<false>(a, blocks, stream)
-             : layer::LaunchFor<true>(a, blocks, stream);
+  args.experts.by_grid = Divisor(blocks);
+  args.experts.by_weight =
+      1.0f / static_cast<float>(2 * blocks + std::max(blocks - args.experts.row_blocks, 0));
+  args.experts.state = nullptr;
+  const Sm90LayerParams& p = layers[0];
+  args.residual = p.residual;
+  args.normed = reinterpret_cast<__nv_bfloat16*>(p.normed);
+  args.eps = p.eps;
+  args.routed = p.route.experts;
+  args.top_k = p.route.top_k;
+  args.shared = p.route.shared;
+  args.group_bits = layer::GroupBits(args.routed, args.top_k);
+  args.groups = args.routed >> args.group_bits;
+  const Sm90Precision precision = p.experts.shape.precision;
+  return args.experts.steps2 % 6 == 0
+             ? layer::LaunchFor<layer::Config<6>>(precision, args, blocks, stream)
+             : layer::LaunchFor<layer::Config<4>>(precision, args, blocks, stream);
 }
 
 }  // namespace nibble::cuda

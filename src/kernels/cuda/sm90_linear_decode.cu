@@ -29,6 +29,11 @@ struct Smem {
   float token_scale[kSm90LinearDecodeTokens];
   alignas(16) float partial[C::kPartialBuffers][C::kWarps][C::kN][128];
 };
+struct LaunchArgs {
+  Args linear;
+  Division division;
+};
+
 template <class C>
 size_t SharedBytes(const Args& a) {
   return sizeof(Smem<C>) + static_cast<size_t>(a.steps) * a.tokens * 128 +
@@ -37,13 +42,14 @@ size_t SharedBytes(const Args& a) {
 
 template <class C>
 __global__ void __launch_bounds__(C::kThreads, C::kN == 1 ? 2 : 1)
-    LinearDecode(const __grid_constant__ Args a) {
+    LinearDecode(const __grid_constant__ LaunchArgs args) {
+  const Args& a = args.linear;
   extern __shared__ __align__(128) uint8_t raw[];
   Smem<C>& s = *reinterpret_cast<Smem<C>*>(raw);
   uint4* const x = reinterpret_cast<uint4*>(raw + sizeof(Smem<C>));
   const Shared<C> m{s.ring,    s.full, s.token_scale,
                     s.partial, x,      reinterpret_cast<float*>(x + a.steps * a.tokens * 8)};
-  const Place<C> p(a);
+  const Place<C> p(a, args.division.first + blockIdx.x);
   LetNextKernelStart();
   InitStream(m, p);
   BarrierInitFence();
@@ -55,8 +61,8 @@ __global__ void __launch_bounds__(C::kThreads, C::kN == 1 ? 2 : 1)
 }
 
 template <class C>
-Result<void> Launch(const Args& args, int blocks, cudaStream_t stream) {
-  const size_t shared = SharedBytes<C>(args);
+Result<void> Launch(const LaunchArgs& args, int blocks, cudaStream_t stream) {
+  const size_t shared = SharedBytes<C>(args.linear);
   NIBBLE_CUDA_TRY(cudaFuncSetAttribute(LinearDecode<C>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                        static_cast<int>(shared)));
   // Launches of different sizes share a multiprocessor only if they want it divided alike.
@@ -73,7 +79,8 @@ namespace nibble::cuda {
 
 Result<void> LaunchSm90LinearDecode(const Sm90LinearParams& params, cudaStream_t stream) {
   NIBBLE_CHECK_OK(CheckSm90Linear(params, kSm90LinearDecodeTokens));
-  linear::Args a = linear::MakeArgs(params);
+  linear::LaunchArgs args{linear::MakeArgs(params), {}};
+  linear::Args& a = args.linear;
   // What does not fit in shared memory at once goes in several launches.
   constexpr size_t kMost = 232448;
   while (linear::SharedBytes<linear::Wide>(a) > kMost && a.tokens > 1) --a.tokens;
@@ -87,13 +94,13 @@ Result<void> LaunchSm90LinearDecode(const Sm90LinearParams& params, cudaStream_t
   // while this one runs, would put two of its blocks where this one has none.
   NIBBLE_TRY(const int multiprocessors, MultiprocessorCount());
   const int blocks = std::min(multiprocessors, linear::kMaxBlocks);
-  linear::Divide(params, blocks, &a);
+  args.division = linear::Divide(params, blocks, &a);
   const int launches = (params.tokens + a.tokens - 1) / a.tokens;
   const int most = (params.tokens + launches - 1) / launches;
   for (int done = 0; done < params.tokens; done += most) {
     a.tokens = std::min(most, params.tokens - done);
-    NIBBLE_CHECK_OK(a.tokens > 8 ? linear::Launch<linear::Wide>(a, blocks, stream)
-                                 : linear::Launch<linear::Narrow>(a, blocks, stream));
+    NIBBLE_CHECK_OK(a.tokens > 8 ? linear::Launch<linear::Wide>(args, blocks, stream)
+                                 : linear::Launch<linear::Narrow>(args, blocks, stream));
     a.x += static_cast<int64_t>(a.tokens) * a.k;
     if (a.y != nullptr) a.y += a.tokens * a.ldy;
     if (a.y_f32 != nullptr) a.y_f32 += a.tokens * a.ldy;

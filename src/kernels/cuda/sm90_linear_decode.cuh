@@ -38,6 +38,8 @@ struct Args {
   int padded_eights;     // of k, in blocks of 16
   Divisor by_padded_eights;
   Shard shard[kSm90LinearShards];
+};
+struct Division {
   int first[kMaxBlocks + 1];  // tile of each block, and behind the last
 };
 
@@ -63,15 +65,16 @@ struct Place {
   int lane, warp, group, groups, part;
   int first, end;  // tiles
   int step, steps;
-  __device__ explicit Place(const Args& a)
+  /// `tiles`: the block's first, and that behind its last.
+  __device__ Place(const Args& a, const int* tiles)
       : lane(threadIdx.x % 32),
         // The shuffle tells the compiler that it is the warp's.
         warp(__shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32, 0)),
         group(warp / a.group_warps),
         groups(C::kWarps / a.group_warps),
         part(warp % a.group_warps),
-        first(a.first[blockIdx.x]),
-        end(a.first[blockIdx.x + 1]) {
+        first(tiles[0]),
+        end(tiles[1]) {
     const int granules = (a.steps + a.granule - 1) / a.granule;
     step = part * granules / a.group_warps * a.granule;
     steps = min((part + 1) * granules / a.group_warps * a.granule, a.steps) - step;
@@ -82,13 +85,15 @@ struct Place {
 template <class C>
 class WeightStream {
  public:
-  __device__ WeightStream(const Args& a, const Place<C>& p, const Shared<C>& m)
+  /// `phases`: what the stream that used these barriers before has left.
+  __device__ WeightStream(const Args& a, const Place<C>& p, const Shared<C>& m, uint32_t phases = 0)
       : a_(a),
         p_(p),
         ring_(m.ring[p.warp][0]),
         full_(SharedAddress(m.full[p.warp])),
         tile_(p.steps > 0 ? p.first + p.group : p.end),
-        end_(p.end) {}
+        end_(p.end),
+        phases_(phases) {}
 
   /// Returns how many slots it has taken.
   __device__ __forceinline__ int Fill() {
@@ -100,15 +105,18 @@ class WeightStream {
   }
   /// The next unit, once it has arrived.
   __device__ __forceinline__ const uint8_t* Wait() {
-    BarrierWait(full_ + 8 * slot_, parity_);
+    BarrierWait(full_ + 8 * slot_, phases_ >> slot_ & 1);
     return ring_ + slot_ * kSlotBytes;
   }
   /// The unit has been read by all lanes; asks for the one that takes its place.
   __device__ __forceinline__ void Release() {
     __syncwarp();
     Issue(slot_);
-    if (++slot_ == C::kSlots) slot_ = 0, parity_ ^= 1;
+    phases_ ^= 1u << slot_;
+    if (++slot_ == C::kSlots) slot_ = 0;
   }
+  /// Of the slots' barriers.
+  __device__ __forceinline__ uint32_t phases() const { return phases_; }
 
  private:
   __device__ __forceinline__ void StartTile() {
@@ -143,7 +151,7 @@ class WeightStream {
   const int end_;
   const uint8_t* from_ = nullptr;
   int slot_ = 0;
-  uint32_t parity_ = 0;
+  uint32_t phases_;
 };
 
 // --- x ---
@@ -440,8 +448,9 @@ inline int GroupWarps(int tiles, int blocks) {
   return 16 / best;
 }
 
-/// Gives the blocks runs of tiles of about the same number of bytes.
-inline void Divide(const Sm90LinearParams& params, int blocks, Args* a) {
+/// Gives the blocks runs of tiles of about the same number of bytes, and a tile some warps.
+inline Division Divide(const Sm90LinearParams& params, int blocks, Args* a) {
+  Division d{};
   const auto bytes = [&](int i) -> int64_t {
     return HopperTileBytes(FormatOf(params.shard[i].weight));
   };
@@ -458,13 +467,14 @@ inline void Divide(const Sm90LinearParams& params, int blocks, Args* a) {
       before += tiles(shard) * bytes(shard);
       ++shard;
     }
-    a->first[block] = shard == params.shards
-                          ? a->tiles
-                          : a->shard[shard].first_tile +
-                                static_cast<int>((from - before + bytes(shard) / 2) / bytes(shard));
+    d.first[block] = shard == params.shards
+                         ? a->tiles
+                         : a->shard[shard].first_tile +
+                               static_cast<int>((from - before + bytes(shard) / 2) / bytes(shard));
   }
-  a->first[blocks] = a->tiles;
+  d.first[blocks] = a->tiles;
   a->group_warps = GroupWarps(a->tiles, blocks);
+  return d;
 }
 
 /// All that Divide does not set.

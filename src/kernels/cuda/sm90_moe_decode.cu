@@ -179,7 +179,7 @@ Result<void> QuantizeAhead(Args& a, std::byte* out, cudaStream_t stream) {
   QuantizeArgs q{};
   q.x = reinterpret_cast<const uint4*>(a.x);
   q.out = reinterpret_cast<uint4*>(out);
-  q.gscale = a.a1;
+  q.gscale = a.layer.a1;
   q.blocks = a.tokens * (a.hidden / 16);
   NIBBLE_CHECK_OK(LaunchDependent(QuantizeX, dim3((q.blocks + 255) / 256), 256, q, stream));
   a.x = reinterpret_cast<const __nv_bfloat16*>(out);

@@ -35,16 +35,22 @@ struct LaunchState {
   uint32_t routes[2];  // that the last even and the last odd launch stored h of
 };
 
+/// What differs between layers of one shape.
+struct Layer {
+  const uint8_t *w13, *w2;
+  const float *g1, *g2;  // [E][shards], [E]
+  // [routes][even, odd launch][padded I], inside 64-blocks in the order of HiddenSlot(). What a launch
+  // has not stored yet is zero.
+  __nv_bfloat16* h;
+  const float *a1, *a2;  // gscales [E][shards] and [E], with NVFP4 activations alone
+};
+
 struct Args {
   const __nv_bfloat16* x;
   const int32_t* ids;
   const float* route_weights;
-  const uint8_t *w13, *w2;
-  const float *g1, *g2;  // [E][shards], [E]
+  Layer layer;
   __nv_bfloat16* y;
-  // [routes][even, odd launch][padded I], inside 64-blocks in the order of HiddenSlot(). What a launch
-  // has not stored yet is zero.
-  __nv_bfloat16* h;
   LaunchState* state;
   int tokens, top_k, routes, experts;
   int hidden, padded_intermediate;
@@ -56,11 +62,10 @@ struct Args {
   uint32_t tiles13, tiles2;  // 576-byte tiles an expert
   // What is not needed at once comes last: a block's first look at each line of arguments is slow.
   ActivationArgs activation;
-  const float *a1, *a2;  // gscales [E][shards] and [E], with NVFP4 activations alone
-  int a1_step;           // from one expert's a1 to the next: its shards, or 0 if all are equal
-  int x_passes;          // configurations of any shape: 0: x comes quantized; 2: once for gate,
-                         // once for up, whose gscales differ
-  const float* b2;       // [E][H] or null
+  int a1_step;      // from one expert's a1 to the next: its shards, or 0 if all are equal
+  int x_passes;     // configurations of any shape: 0: x comes quantized; 2: once for gate,
+                    // once for up, whose gscales differ
+  const float* b2;  // [E][H] or null
 };
 
 /// What is computed between the weights: a template parameter of all that differs by it.
@@ -91,10 +96,14 @@ struct ListScratch {
   uint32_t warp_sum[kWarps];
 };
 
-/// kRoutes: at most, or 32 a warp where warps list them. kX: numbers of x that are kept here, if any are.
+struct Nothing {};
+
+/// kRoutes: at most, or 32 a warp where warps list them. kX: numbers of x that are kept here, if any are,
+/// and with them the layer.
 template <int kRoutes_, int kPartialBuffers_, int kX>
 struct SmemOf {
   static constexpr int kRoutes = kRoutes_, kPartialBuffers = kPartialBuffers_;
+  static constexpr int kQuantized = kX / kGroupWarps;
   alignas(128) uint8_t ring[kWarps][kSlots][kSlotBytes];
   union {
     ListScratch lists;                                                      // setup
@@ -103,6 +112,8 @@ struct SmemOf {
               4];  // GEMM2: [half][route][row]
   };
   alignas(16) __nv_bfloat16 x[kX > 0 ? kX : 8];
+  alignas(16) __nv_bfloat16 quantized[kX > 0 ? kWarps : 1][kX > 0 ? kQuantized : 8];  // a warp's x
+  [[no_unique_address]] std::conditional_t<(kX > 0), Layer, Nothing> layer;
   uint32_t touched[kX > 0 ? 1 : kWarps][2][32];  // what TouchX reads goes here and nowhere
   float scales[kWarps][8];  // of the item that a warp finishes next, see ItemScales
   uint64_t full[kWarps][kSlots];
@@ -118,6 +129,15 @@ struct SmemOf {
 using Smem = SmemOf<kMaxRoutes, 4, 0>;
 static_assert(sizeof(Smem::out) == kOutFloats * sizeof(float));
 static_assert(sizeof(Smem) <= 232448, "the shared memory of a Hopper block");
+
+template <class S>
+__device__ __forceinline__ const Layer& LayerOf(const Args& a, const S& s) {
+  if constexpr (std::is_same_v<decltype(s.layer), Layer>) {
+    return s.layer;
+  } else {
+    return a.layer;
+  }
+}
 
 /// Where feature f of a 64-block of h lies in it.
 __device__ __forceinline__ int HiddenSlot(int f) { return f / 16 * 8 + f / 8 % 2 * 32 + f % 8; }
@@ -163,9 +183,9 @@ __device__ __forceinline__ void LoadGlobals(const Args& a, ThreadRoutes& r) {
   for (int i = 0; i < kRoutesAThread; ++i) {
     if (static_cast<unsigned>(r.id[i]) >= static_cast<unsigned>(a.experts)) r.id[i] = -1;
     if constexpr (N::kScaled) {
-      r.global[i] = r.id[i] >= 0 ? __ldg(a.g2 + r.id[i]) : 0.0f;
+      r.global[i] = r.id[i] >= 0 ? __ldg(a.layer.g2 + r.id[i]) : 0.0f;
     }
-    if constexpr (N::kFp4) r.gscale[i] = r.id[i] >= 0 ? __ldg(a.a2 + r.id[i]) : 1.0f;
+    if constexpr (N::kFp4) r.gscale[i] = r.id[i] >= 0 ? __ldg(a.layer.a2 + r.id[i]) : 1.0f;
   }
 }
 
@@ -316,7 +336,8 @@ template <int kXSteps_, int kTiles2_, int kSteps2_, HopperFormat kFormat_ = Hopp
           class Smem_ = Smem>
 struct Config {
   using Smem = Smem_;
-  static constexpr bool kSharedX = !std::is_same_v<Smem, decode::Smem>;  // x lies in it
+  static constexpr bool kSharedX =
+      !std::is_same_v<Smem, decode::Smem>;  // one token, whose x lies in it
   static constexpr int kXSteps = kXSteps_, kTiles2 = kTiles2_, kSteps2 = kSteps2_;
   static constexpr HopperFormat kFormat = kFormat_;
   static constexpr int kTileBytes = HopperTileBytes(kFormat);
@@ -336,6 +357,7 @@ struct Work {
   int half, first_item, item_stride, items2;
   int unit2, units2;  // this warp's units of an item of GEMM2
   int blocks2;        // w2 row blocks of this CTA
+  uint32_t turn = 0;  // parity of gemm1_left
 };
 
 /// Where a block's share of `all` GEMM1 tasks begins. Blocks without rows of w2 have no GEMM2 and take
@@ -392,7 +414,8 @@ template <class C>
 class WeightStream {
  public:
   using S = typename C::Smem;
-  __device__ WeightStream(const Args& a, S& s, const Place& p, const Work& w)
+  /// `phases`: what the stream that used these barriers before has left.
+  __device__ WeightStream(const Args& a, S& s, const Place& p, const Work& w, uint32_t phases = 0)
       : a_(a),
         s_(s),
         w_(w),
@@ -405,7 +428,8 @@ class WeightStream {
         task1_item_(w.first_task_item),
         task1_(w.first_task - task1_item_ * a.tasks),
         item2_(w.first_item),
-        block2_(blockIdx.x) {}
+        block2_(blockIdx.x),
+        phases_(phases) {}
 
   /// Asks for units up to a full ring, or to `slots` of it. GEMM2's are left out at first: they would
   /// take bandwidth from the units that everyone is waiting for.
@@ -417,19 +441,19 @@ class WeightStream {
 
   /// The next unit, once it has arrived.
   __device__ __forceinline__ const uint8_t* Wait() {
-    BarrierWait(full_ + 8 * slot_, parity_);
+    BarrierWait(full_ + 8 * slot_, phases_ >> slot_ & 1);
     return ring_ + slot_ * kSlotBytes;
   }
 
   /// The unit has been read by all lanes; asks for the one that takes its place.
   __device__ __forceinline__ void Release() {
     __syncwarp();
-    if (++slot_ == kSlots) {
-      slot_ = 0;
-      parity_ ^= 1;
-    }
+    phases_ ^= 1u << slot_;
+    if (++slot_ == kSlots) slot_ = 0;
     if (issued_ < end_) Issue();
   }
+  /// Of the slots' barriers.
+  __device__ __forceinline__ uint32_t phases() const { return phases_; }
 
   __device__ __forceinline__ bool has_gemm2() const { return end_ > end1_; }
 
@@ -442,7 +466,7 @@ class WeightStream {
       const int step = unit1_ * C::kUnitSteps1;
       const uint32_t tile =
           expert * a_.tiles13 + (task1_ * a_.steps1 + w_.step1 + step) * kTaskTiles;
-      from = a_.w13 + static_cast<uint64_t>(tile) * C::kTileBytes;
+      from = LayerOf(a_, s_).w13 + static_cast<uint64_t>(tile) * C::kTileBytes;
       const int steps = C::kAnyShape ? min(C::kUnitSteps1, w_.steps1 - step) : C::kUnitSteps1;
       bytes = steps * kTaskTiles * C::kTileBytes;
       if (++unit1_ == w_.units1) {
@@ -457,7 +481,7 @@ class WeightStream {
       const int expert = s_.item[w_.first_listed + item2_] & 0xFFF;
       const int step = (w_.unit2 + unit2_) * C::kSteps2;
       const uint32_t tile = expert * a_.tiles2 + (block2_ * a_.steps2 + step) * C::kTiles2;
-      from = a_.w2 + static_cast<uint64_t>(tile) * C::kTileBytes;
+      from = LayerOf(a_, s_).w2 + static_cast<uint64_t>(tile) * C::kTileBytes;
       const int steps = C::kAnyShape ? min(C::kSteps2, a_.steps2 - step) : C::kSteps2;
       bytes = steps * C::kStepBytes2;
       if (++unit2_ == w_.units2) {
@@ -488,7 +512,7 @@ class WeightStream {
   int task1_item_, task1_, unit1_ = 0;
   int item2_, block2_, unit2_ = 0;
   int issued_ = 0, issue_slot_ = 0, slot_ = 0;
-  uint32_t parity_ = 0;
+  uint32_t phases_;
 };
 
 /// Multiplies one tile, 64 k, with the activations b of eight routes. `rows`: of NVFP4's scales, for

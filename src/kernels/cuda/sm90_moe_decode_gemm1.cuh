@@ -8,7 +8,7 @@ namespace nibble::cuda::decode {
 
 template <class S>
 __device__ __forceinline__ __nv_bfloat16* RowOfH(const Args& a, const S& s, int route) {
-  return a.h + static_cast<size_t>(2 * route + s.odd_launch) * a.padded_intermediate;
+  return LayerOf(a, s).h + static_cast<size_t>(2 * route + s.odd_launch) * a.padded_intermediate;
 }
 
 /// Copies one word to shared memory without holding a register for it.
@@ -29,9 +29,9 @@ struct ItemScales {
     const int expert = UnpackItem(s.item[w.first_listed + item]).expert;
     const int shards = N::kGated ? 2 : 1;
     const int shard = N::kGated ? p.lane % 2 : 0;
-    const float* from = a.g1 + expert * shards + shard;
-    if (N::kFp4 && p.lane >= 2) from = a.a1 + expert * a.a1_step + shard;
-    if (N::kFp4 && p.lane == 4) from = a.a2 + expert;
+    const float* from = LayerOf(a, s).g1 + expert * shards + shard;
+    if (N::kFp4 && p.lane >= 2) from = LayerOf(a, s).a1 + expert * a.a1_step + shard;
+    if (N::kFp4 && p.lane == 4) from = LayerOf(a, s).a2 + expert;
     CopyWord(&s.scales[p.warp][p.lane], from);
   }
   float gate, up;
@@ -65,7 +65,7 @@ __device__ __forceinline__ void TouchX(const Args& a, typename C::Smem& s, const
                a.x + static_cast<size_t>(i / kSectors) * a.hidden + p.k_part * C::kXSteps * 64 +
                    i % kSectors * 16);
     }
-    if (p.lane == 0) CopyWord(&s.scales[p.warp][ItemScales<N>::kCount], a.a1);
+    if (p.lane == 0) CopyWord(&s.scales[p.warp][ItemScales<N>::kCount], a.layer.a1);
   }
 }
 
@@ -167,19 +167,19 @@ template <class C>
 __device__ __forceinline__ const __nv_bfloat16* RowOfX(const Args& a, const typename C::Smem& s,
                                                        const Item& it, int g) {
   const int route = s.route[it.first + min(g, it.routes - 1)];
-  const __nv_bfloat16* const x = C::kSharedX ? s.x : a.x;
-  return x + static_cast<size_t>(route / a.by_top_k) * a.hidden;
+  return a.x + static_cast<size_t>(route / a.by_top_k) * a.hidden;
 }
 
-template <class C>
 __device__ __forceinline__ uint4 LoadX(const __nv_bfloat16* from) {
-  const uint4* const p = reinterpret_cast<const uint4*>(from);
-  if constexpr (C::kSharedX) return *p;
-  return __ldg(p);
+  return __ldg(reinterpret_cast<const uint4*>(from));
 }
-template <class C>
 __device__ __forceinline__ void LoadX(uint32_t (&x)[8], const __nv_bfloat16* from) {
-  Store8(x, LoadX<C>(from), LoadX<C>(from + 8));
+  Store8(x, LoadX(from), LoadX(from + 8));
+}
+/// Of shared memory.
+__device__ __forceinline__ void LoadSharedX(uint32_t (&x)[8], const __nv_bfloat16* from) {
+  const auto* const p = reinterpret_cast<const uint4*>(from);
+  Store8(x, p[0], p[1]);
 }
 
 /// An item's activations, as many steps as a warp keeps.
@@ -188,7 +188,7 @@ __device__ __forceinline__ void LoadItem(const Args& a, const typename C::Smem& 
                                          const Work& w, const Item& it, uint32_t (&x)[kSteps][8]) {
   const __nv_bfloat16* from = RowOfX<C>(a, s, it, p.g) + w.step1 * 64 + 16 * p.t;
 #pragma unroll
-  for (int k = 0; k < kSteps; ++k) LoadX<C>(x[k], from + 64 * k);
+  for (int k = 0; k < kSteps; ++k) LoadX(x[k], from + 64 * k);
 }
 
 /// The same in NVFP4, for at most kRoutes < 8 routes. What a lane loads for a step is one block. The
@@ -203,7 +203,7 @@ __device__ __forceinline__ void LoadShared(const Args& a, const typename C::Smem
   static_assert(!kHalves || (kRoutes == 1 && kSteps == 4));
   const __nv_bfloat16* row = RowOfX<C>(a, s, it, p.g % kRoutes) + w.step1 * 64 + 16 * p.t;
   if constexpr (kHalves) {
-    const uint4 v = LoadX<C>(row + p.g % 4 * 64 + p.g / 4 * 8);
+    const uint4 v = LoadX(row + p.g % 4 * 64 + p.g / 4 * 8);
     uint32_t mine[4] = {v.x, v.y, v.z, v.w};
     const uint32_t amax = MaxOfPairs(mine);
     QuantizeBlock(mine, MaxBf16x2(amax, __shfl_xor_sync(~0u, amax, 16)), g);
@@ -214,7 +214,7 @@ __device__ __forceinline__ void LoadShared(const Args& a, const typename C::Smem
   } else {
     uint32_t mine[kTurns][8];
 #pragma unroll
-    for (int i = 0; i < kTurns; ++i) LoadX<C>(mine[i], row + (i * kApart + p.g / kRoutes) * 64);
+    for (int i = 0; i < kTurns; ++i) LoadX(mine[i], row + (i * kApart + p.g / kRoutes) * 64);
 #pragma unroll
     for (int i = 0; i < kTurns; ++i) QuantizeBlock(mine[i], g);
 #pragma unroll
@@ -230,13 +230,29 @@ template <class C, int kSteps>
 __device__ __forceinline__ void LoadQuantized(const Args& a, const typename C::Smem& s,
                                               const Place& p, const Work& w, const Item& it,
                                               uint32_t (&x)[kSteps][8]) {
-  const Gscale g = GscaleOf(__ldg(a.a1 + it.expert * a.a1_step));
+  const Gscale g = GscaleOf(__ldg(LayerOf(a, s).a1 + it.expert * a.a1_step));
   if (it.routes == 1) return LoadShared<C, 1>(a, s, p, w, it, g, x);
   if (it.routes == 2) return LoadShared<C, 2>(a, s, p, w, it, g, x);
   if (kSteps == 4 && it.routes <= 4) return LoadShared<C, 4>(a, s, p, w, it, g, x);
   LoadItem<C>(a, s, p, w, it, x);
 #pragma unroll
   for (int k = 0; k < kSteps; ++k) QuantizeBlock(x[k], g);
+}
+
+/// One token's part of x in NVFP4, as an item wants it, into shared memory: eight numbers a lane.
+template <class C>
+__device__ __forceinline__ const __nv_bfloat16* QuantizeForItem(const Args& a, typename C::Smem& s,
+                                                                const Place& p, const Work& w,
+                                                                const Item& it) {
+  static_assert(C::kXSteps * 64 == C::Smem::kQuantized);
+  const Gscale g = GscaleOf(__ldg(LayerOf(a, s).a1 + it.expert * a.a1_step));
+  const uint4 v = reinterpret_cast<const uint4*>(s.x + w.step1 * 64)[p.lane];
+  uint32_t q[4] = {v.x, v.y, v.z, v.w};
+  const uint32_t amax = MaxOfPairs(q);
+  QuantizeBlock(q, MaxBf16x2(amax, __shfl_xor_sync(~0u, amax, 1)), g);
+  reinterpret_cast<uint4*>(s.quantized[p.warp])[p.lane] = make_uint4(q[0], q[1], q[2], q[3]);
+  __syncwarp();
+  return s.quantized[p.warp];
 }
 
 /// Any shape: the activations of one unit, quantized for `shard` unless they come so.
@@ -254,7 +270,7 @@ __device__ __forceinline__ void LoadUnit(const Args& a, const Place& p, int expe
   }
   if constexpr (N::kFp4) {
     if (a.x_passes == 0) return;
-    const Gscale g = GscaleOf(__ldg(a.a1 + expert * a.a1_step + shard));
+    const Gscale g = GscaleOf(__ldg(a.layer.a1 + expert * a.a1_step + shard));
 #pragma unroll
     for (int k = 0; k < kUnit; ++k) QuantizeBlock(x[k], g);
   }
@@ -266,7 +282,7 @@ __device__ __forceinline__ void Gemm1(const Args& a, typename C::Smem& s, const 
                                       const Work& w, WeightStream<C>& stream, int first = 0) {
   constexpr int kUnit = C::kUnitSteps1, kSteps = C::kAnyShape ? kUnit : C::kXSteps;
   // x out of shared memory step by step: short code, since it runs once or twice, cold.
-  constexpr bool kShort = C::kSharedX && !N::kFp4;
+  constexpr bool kShort = C::kSharedX;
   constexpr int kPartialBuffers = C::Smem::kPartialBuffers;
   uint32_t x[kSteps][8];
   int item = w.first_task_item, task = w.first_task - item * a.tasks, item_in_x = -1;
@@ -287,7 +303,7 @@ __device__ __forceinline__ void Gemm1(const Args& a, typename C::Smem& s, const 
           row = RowOfX<C>(a, s, it, p.g);
           expert = it.expert;
         } else if constexpr (kShort) {
-          row = RowOfX<C>(a, s, it, p.g) + w.step1 * 64 + 16 * p.t;
+          row = (N::kFp4 ? QuantizeForItem<C>(a, s, p, w, it) : s.x + w.step1 * 64) + 16 * p.t;
         } else if constexpr (N::kFp4) {
           LoadQuantized<C>(a, s, p, w, it, x);
         } else {
@@ -318,7 +334,7 @@ __device__ __forceinline__ void Gemm1(const Args& a, typename C::Smem& s, const 
 #pragma unroll 1
             for (int k = 0; k < kUnit; ++k) {
               uint32_t b[8];
-              LoadX<C>(b, row + 64 * (u * kUnit + k));
+              LoadSharedX(b, row + 64 * (u * kUnit + k));
               multiply_step(k, b, rows);
             }
           } else {

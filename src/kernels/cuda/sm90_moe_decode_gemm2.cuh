@@ -51,7 +51,7 @@ template <class C>
 __device__ __forceinline__ void Gemm2Block(const Args& a, typename C::Smem& s, const Place& p,
                                            const Work& w, WeightStream<C>& stream) {
   float acc[C::kTiles2][4];
-  uint32_t b[C::kSteps2][8];
+  uint32_t b[C::kSteps2][8] = {};  // or a loop around this would keep registers of its last round
   int item = w.first_item, next_item = item, unit = 0, next_unit = 0, steps = C::kSteps2;
   const uint4* next_h = nullptr;
   const int units = w.items2 * w.units2;
@@ -102,7 +102,7 @@ __device__ __forceinline__ void Gemm2Block(const Args& a, typename C::Smem& s, c
       }
       stream.Release();
       if (unit == w.units2 - 1) {
-        BarrierWait(SharedAddress(&s.gemm1_left), 0);
+        BarrierWait(SharedAddress(&s.gemm1_left), w.turn);
         StoreColumns<C>(a, s, p, w, item, acc);
       }
     }
@@ -217,7 +217,8 @@ __device__ __forceinline__ void ZeroOldHidden(const Args& a, const S& s) {
   const int row = a.padded_intermediate / 8, n = s.old_routes * row;
   for (int i = blockIdx.x * kThreads + threadIdx.x; i < n; i += gridDim.x * kThreads) {
     const int route = i / row;
-    reinterpret_cast<uint4*>(a.h)[i + (route + 1 - s.odd_launch) * row] = make_uint4(0, 0, 0, 0);
+    reinterpret_cast<uint4*>(a.layer.h)[i + (route + 1 - s.odd_launch) * row] =
+        make_uint4(0, 0, 0, 0);
   }
 }
 
@@ -250,13 +251,13 @@ inline Args MakeArgs(const Sm90MoeParams& params) {
   a.x = reinterpret_cast<const __nv_bfloat16*>(params.x);
   a.ids = params.ids;
   a.route_weights = params.weights;
-  a.w13 = params.w13;
-  a.w2 = params.w2;
-  a.g1 = params.g1;
-  a.g2 = params.g2;
+  a.layer.w13 = params.w13;
+  a.layer.w2 = params.w2;
+  a.layer.g1 = params.g1;
+  a.layer.g2 = params.g2;
   a.y = reinterpret_cast<__nv_bfloat16*>(params.y);
   a.state = reinterpret_cast<LaunchState*>(params.workspace);
-  a.h = reinterpret_cast<__nv_bfloat16*>(params.workspace + HiddenOffset(shape));
+  a.layer.h = reinterpret_cast<__nv_bfloat16*>(params.workspace + HiddenOffset(shape));
   a.tokens = params.tokens;
   a.top_k = shape.top_k;
   a.routes = params.tokens * shape.top_k;
@@ -273,10 +274,10 @@ inline Args MakeArgs(const Sm90MoeParams& params) {
   a.tiles2 = static_cast<uint32_t>(l2.tiles * l2.k_blocks);
   a.activation = ActivationOf(params);
   a.b2 = params.b2;
-  a.a1 = params.a1_gscale;
-  a.a2 = params.a2_gscale;
+  a.layer.a1 = params.a1_gscale;
+  a.layer.a2 = params.a2_gscale;
   a.a1_step = shape.precision == Sm90Precision::kFp4Layer ? 0 : shape.shards();
-  if (a.a1 != nullptr) a.x_passes = shape.precision == Sm90Precision::kFp4Shard ? 2 : 1;
+  if (a.layer.a1 != nullptr) a.x_passes = shape.precision == Sm90Precision::kFp4Shard ? 2 : 1;
   return a;
 }
 
